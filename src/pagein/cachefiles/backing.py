@@ -1,0 +1,172 @@
+"""The backing file of one object: what is present in it, and how it is read and written.
+
+Read with pread and POSIX_FADV_RANDOM only, never mmap (facts half-to-half 3). A page is present
+when the write that made it has returned; before that the write stands in the table of writes
+under way, and if the writer dies the page is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import mmap
+import os
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from pagein.cachefiles.inflight import ofd_lock, punch
+from pagein.cachefiles.presence import PAGE_SIZE, round_up, whole_pages
+from pagein.rangeset import RangeSet
+
+if TYPE_CHECKING:
+    from pagein.cachefiles.cache import Cache
+
+ReadBuffer = memoryview | bytearray | mmap.mmap
+LOGICAL_BLOCK = 512
+"""A write's length must be a multiple of this, as for the kernel's direct writes (facts 8.1)."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
+"""Seconds between two tries for a range that another process has locked."""
+
+
+class BackingFile:
+    """One open cache file. Methods that block say so; the async ones use threads."""
+
+    def __init__(self, cache: Cache, path: bytes, fd: int, object_size: int) -> None:
+        """Take over `fd`, open for reading and writing; reads the extents. Blocks.
+
+        `path` is relative to the cache directory; `object_size` is in bytes.
+        """
+        self.cache = cache
+        self.path = path
+        self.fd = fd
+        self.length = round_up(object_size)
+        self.written = 0
+        """Bytes written through this object since it was opened."""
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+        self.present = self._at_rest(0, self.length)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every page of the object is present."""
+        return not self.length or self.present.covers(0, self.length)
+
+    def _at_rest(self, start: int, end: int) -> RangeSet:
+        """What the holes say is there, less what is being or was half written. Blocks."""
+        found = whole_pages(self.fd, start, end)
+        # The table after the holes: a write that began in between stands in it.
+        for first, last in self.cache.inflight.of_path(self.path):
+            found.discard(first & -PAGE_SIZE, round_up(last))
+        return found
+
+    def read_now(self, buffers: Sequence[ReadBuffer], offset: int) -> int:
+        """preadv that never waits for the disk: bytes read, or -1 when it would have to."""
+        try:
+            return os.preadv(self.fd, buffers, offset, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno == errno.EAGAIN:
+                return -1
+            if error.errno == errno.EOPNOTSUPP:  # tmpfs, which is memory
+                return os.preadv(self.fd, buffers, offset)
+            raise
+
+    def read(self, buffers: Sequence[ReadBuffer], offset: int) -> int:
+        """preadv. Blocks."""
+        return os.preadv(self.fd, buffers, offset)
+
+    def drop_page_cache(self, offset: int, length: int) -> None:
+        """Let go of clean pages in memory that a reader's own cache now holds. Blocks."""
+        os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+    def lseek(self, offset: int, whence: int) -> int:
+        """SEEK_DATA and SEEK_HOLE over what is present, not over what the file system shows.
+
+        ENXIO past the last data, as lseek(2).
+        """
+        if offset < 0 or offset >= self.length:
+            raise OSError(errno.ENXIO, "past the end of the object")
+        gap = self.present.first_gap(offset, self.length)
+        if whence == os.SEEK_HOLE:
+            return gap[0] if gap else self.length
+        if gap is None or gap[0] > offset:
+            return offset
+        if gap[1] >= self.length:
+            raise OSError(errno.ENXIO, "no data past this offset")
+        return gap[1]
+
+    async def write(self, data: memoryview, offset: int) -> int:
+        """Write `data` at `offset`, a page multiple; returns the bytes written.
+
+        Whole pages written are present when this returns. Raises the OSError of the file system
+        when nothing could be written, ENOSPC among them. `data` must stay as it is meanwhile and
+        be resident memory: a copy cut short by a kill must not leave zeros.
+        """
+        loop = asyncio.get_running_loop()
+        async with self.cache.write_slots:
+            written = await loop.run_in_executor(None, self._write, data, offset)
+        self.written += written
+        if written == len(data):
+            # What is no page multiple reaches the object's end: the rest of the page is zeros.
+            self.present.add(offset, round_up(offset + written))
+            return written
+        self.present.add(offset, offset + written)
+        self.present.discard(offset + written, offset + written + PAGE_SIZE)
+        return written
+
+    def _write(self, data: memoryview, offset: int) -> int:
+        slot = self.cache.inflight.enter(self.path, offset, len(data))
+        try:
+            written = self._write_all(data, offset)
+            tail = written % PAGE_SIZE
+            if tail and written < len(data):
+                # Cut inside a page: give the half page back before it can pass for data.
+                written -= tail
+                punch(self.fd, offset + written, PAGE_SIZE)
+        finally:
+            # Also when nothing could be written: what the range held before is still whole.
+            self.cache.inflight.strike(slot)
+        return written
+
+    def _write_all(self, data: memoryview, offset: int) -> int:
+        done = 0
+        while done < len(data):
+            try:
+                done += os.pwrite(self.fd, data[done:], offset + done)
+            except OSError:
+                if done:
+                    return done
+                raise
+        return done
+
+    @asynccontextmanager
+    async def claim(
+        self, start: int, end: int, *, timeout: float
+    ) -> AsyncIterator[list[tuple[int, int]]]:
+        """Lock [start, end) against other processes; yields what is missing of it now.
+
+        For caches shared by library processes: whoever holds the range fetches it, the others
+        wait here and then find it present. Raises TimeoutError after `timeout` seconds.
+        """
+        give_up = time.monotonic() + timeout
+        pause = _FIRST_PAUSE
+        while not ofd_lock(self.fd, fcntl.F_WRLCK, start, end - start):
+            if time.monotonic() > give_up:
+                raise TimeoutError(
+                    errno.ETIMEDOUT, "another process holds this range", os.fsdecode(self.path)
+                )
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        try:
+            loop = asyncio.get_running_loop()
+            for found in await loop.run_in_executor(None, self._at_rest, start, end):
+                self.present.add(*found)
+            yield list(self.present.gaps(start, end))
+            if self.present.covers(start, end):
+                self.cache.inflight.clear_dead(self.path, start, end)
+        finally:
+            ofd_lock(self.fd, fcntl.F_UNLCK, start, end - start)

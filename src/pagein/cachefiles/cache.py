@@ -1,0 +1,181 @@
+"""A cache directory in use: taken by `bind`, checked, locked, and what lies in it.
+
+One kernel half binds a cache directory alone; library processes, which have none, share theirs
+(design decision 14). Everything here blocks and is called in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import logging
+import os
+
+from pagein.cachefiles import namei, xattr
+from pagein.cachefiles.backing import BackingFile
+from pagein.cachefiles.inflight import InflightTable
+from pagein.cachefiles.inuse import claimed, sole_user
+from pagein.cachefiles.presence import probe, round_up
+
+log = logging.getLogger("pagein.cachefiles")
+
+
+class Cache:
+    """One bound cache directory: its lock, its table of writes under way, its objects' files."""
+
+    def __init__(self, directory: bytes, *, shared: bool = False) -> None:
+        """Take `directory`: alone, or with others when `shared`.
+
+        Raises OSError: ENOENT, ENOTDIR or EACCES of the directory; EBUSY when another kernel half
+        has bound it; EROFS; EOPNOTSUPP when its file system does not tell holes exactly.
+        """
+        self.directory: bytes = os.path.realpath(directory)
+        self.shared = shared
+        self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._lock()
+            probe(directory)
+            for name in (namei.CACHE_DIR, namei.GRAVEYARD_DIR):
+                self._mkdir(name)
+            self.inflight = InflightTable(self.directory)
+            self.write_slots = asyncio.Semaphore(self.inflight.slots_free)
+            """As many writes at once as this process has entries in the table."""
+        except BaseException:
+            os.close(self._fd)
+            raise
+        for entry in self.inflight.drop_dead(self.directory, shared=shared):
+            file_name = os.fsdecode(entry.path)
+            log.warning(
+                "dropped %d bytes at %d of %s: its writer died",
+                entry.length,
+                entry.offset,
+                file_name,
+            )
+
+    def _lock(self) -> None:
+        kind = fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(self._fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(
+                errno.EBUSY, "cache directory is in use by another pagein", self._name()
+            ) from None
+
+    def _name(self) -> str:
+        return os.fsdecode(self.directory)
+
+    def _mkdir(self, relative: bytes) -> None:
+        path = os.path.join(self.directory, relative)
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            if not os.path.isdir(path) or os.path.islink(path):
+                raise OSError(errno.EIO, "not a directory", os.fsdecode(path)) from None
+
+    def close(self) -> None:
+        """Give the directory back. Files stay."""
+        self.inflight.close()
+        os.close(self._fd)
+
+    def path_of(self, relative: bytes) -> bytes:
+        """Absolute path of something in the cache."""
+        return os.path.join(self.directory, relative)
+
+    def prepare_volume(self, volume_key: bytes) -> None:
+        """Make or check a volume's directory; ENOBUFS when it cannot be used (facts 7.3)."""
+        relative = namei.CACHE_DIR + b"/" + namei.volume_name(volume_key)
+        path = self.path_of(relative)
+        try:
+            os.mkdir(path, 0o700)
+            os.setxattr(path, xattr.NAME, xattr.VOLUME_COHERENCY)
+        except FileExistsError:
+            self._check_volume(path)
+
+    def _check_volume(self, path: bytes) -> None:
+        try:
+            value = os.getxattr(path, xattr.NAME, follow_symlinks=False)
+        except OSError as error:
+            if error.errno == errno.ENODATA and self.shared:
+                # Another process made the directory a moment ago and writes the attribute next.
+                os.setxattr(path, xattr.NAME, xattr.VOLUME_COHERENCY)
+                return
+            raise OSError(errno.ENOBUFS, "unusable volume directory", os.fsdecode(path)) from None
+        if value != xattr.VOLUME_COHERENCY or not os.path.isdir(path):
+            raise OSError(errno.ENOBUFS, "volume of another kind", os.fsdecode(path))
+
+    def find(self, relative: bytes) -> int | None:
+        """Open an object's file, or None when there is none. The caller owns the fd."""
+        try:
+            return os.open(
+                self.path_of(relative), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            )
+        except FileNotFoundError:
+            return None
+
+    def exists(self, relative: bytes) -> bool:
+        """Whether there is a file of that name."""
+        return os.path.lexists(self.path_of(relative))
+
+    def look_up(self, relative: bytes, object_size: int) -> BackingFile:
+        """The backing file of an object whose size is now known: found, or made and linked.
+
+        Follows the kernel's coherency check (facts 7.3), except that a new file is linked here,
+        at copen, and not at the end (design decision 4). Raises OSError: EBUSY when a stale file
+        is in use and may not be replaced; ENODATA or ERANGE for an unusable attribute.
+        """
+        while True:
+            fd = self.find(relative)
+            if fd is None:
+                fd = self._create(relative, object_size)
+                if fd is None:
+                    continue  # made by another process meanwhile
+            elif not self._coherent(fd, object_size):
+                os.close(fd)
+                self._bury(relative)
+                continue
+            try:
+                return BackingFile(self, relative, fd, object_size)
+            except BaseException:
+                os.close(fd)
+                raise
+
+    def _coherent(self, fd: int, object_size: int) -> bool:
+        try:
+            found = xattr.get_object(fd)
+            if found is None or not found.matches(object_size):
+                return False
+            if os.fstat(fd).st_size != round_up(object_size):
+                self._resize(fd, object_size)
+        except BaseException:
+            os.close(fd)
+            raise
+        return True
+
+    def _resize(self, fd: int, object_size: int) -> None:
+        if not self.shared and not sole_user(fd):
+            raise OSError(errno.EBUSY, "cache file has the wrong length and is in use")
+        os.ftruncate(fd, round_up(object_size))
+
+    def _create(self, relative: bytes, object_size: int) -> int | None:
+        parent = os.path.dirname(self.path_of(relative))
+        os.makedirs(parent, 0o700, exist_ok=True)
+        fd = os.open(parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, round_up(object_size))
+            xattr.set_object(fd, object_size)
+            # With a directory fd Python calls linkat(2), here with AT_SYMLINK_FOLLOW.
+            os.link(f"/proc/self/fd/{fd}", self.path_of(relative), src_dir_fd=self._fd)
+        except FileExistsError:
+            os.close(fd)
+            return None
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _bury(self, relative: bytes) -> None:
+        """Remove a stale file, unless anybody uses it (design decision 7)."""
+        path = self.path_of(relative)
+        with claimed(path):
+            os.unlink(path)

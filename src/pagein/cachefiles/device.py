@@ -1,0 +1,272 @@
+"""The device as an open file: what /dev/cachefiles does, without the file (facts 1 to 5).
+
+`devfs` puts this behind a real path, the library calls it directly. Commands are serialised like
+the kernel's under its daemon mutex; what blocks is done in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import select
+from collections.abc import Callable
+
+from pagein.cachefiles.cache import Cache
+from pagein.cachefiles.object import CachefilesObject
+from pagein.cachefiles.ondemand import Ondemand, error
+from pagein.protocol import commands
+from pagein.protocol.messages import PAGE_SIZE
+
+log = logging.getLogger("pagein.cachefiles")
+
+DEFAULT_TAG = b"CacheFiles"
+_LOGICAL_BLOCK = 512
+
+
+class Session:
+    """One open of the device: its settings, its cache once bound, its pending requests."""
+
+    def __init__(self, wake: Callable[[], None], first_id: int, first_object_id: int) -> None:
+        self.dir: bytes | None = None
+        self.tag: bytes | None = None
+        self.ondemand_mode = False
+        self.cache: Cache | None = None
+        self.problem = "no daemon has bound a cache directory"
+        """Why there is no cache, in words, for whoever asks to mount."""
+        self.requests = Ondemand(wake, first_id=first_id, first_object_id=first_object_id)
+        self.files: set[CachefilesObject] = set()
+        """Objects with an open backing file."""
+
+    @property
+    def dead(self) -> bool:
+        return self.requests.dead
+
+    def close_object(self, obj: CachefilesObject) -> None:
+        """Let go of an object's backing file; writes through surviving fds are then ENOBUFS."""
+        self.files.discard(obj)
+        if obj.file is not None:
+            obj.file.close()
+            obj.file = None
+
+    def withdraw(self) -> None:
+        """Close every backing file and give the directory back."""
+        for obj in list(self.files):
+            self.close_object(obj)
+        if self.cache is not None:
+            self.cache.close()
+            self.cache = None
+
+
+class CachefilesDevice:
+    """The device node: at most one open at a time, and its operations."""
+
+    def __init__(
+        self,
+        *,
+        shared: bool = False,
+        changed: Callable[[], None] = lambda: None,
+        copen_timeout: float = 30.0,
+    ) -> None:
+        """`changed` is called after each change that a successor would have to know.
+
+        `shared` binds cache directories together with other processes (the library).
+        """
+        self.session: Session | None = None
+        self.first_id = 0
+        self.first_object_id = 1
+        self.shared = shared
+        self.pollers: list[Callable[[], None]] = []
+        self.bound = asyncio.Event()
+        """Set while a cache is bound, or once the last try failed (see `Session.problem`)."""
+        self._changed = changed
+        self._copen_timeout = copen_timeout
+        self._mutex = asyncio.Lock()
+
+    # ---- file operations ---------------------------------------------------------------------
+
+    def open(self) -> Session:
+        """Open the device. Raises EBUSY while an earlier open or any of its fds lives."""
+        if self.session is not None:
+            raise error(errno.EBUSY)
+        self.session = Session(self._wake, self.first_id, self.first_object_id)
+        self.bound.clear()
+        self._changed()
+        return self.session
+
+    def release(self) -> None:
+        """The last close: the cache is dead, every pending request fails EIO (facts 7.5)."""
+        session = self._session()
+        session.requests.die()
+        self.release_anonymous(session)
+        self._changed()
+
+    def release_anonymous(self, session: Session) -> None:
+        """Called after an anonymous fd went: a dead cache ends with its last one."""
+        if session.dead and not session.requests.anonymous_open:
+            session.withdraw()
+            if self.session is session:
+                self.session = None
+                self.bound.clear()
+
+    def _session(self) -> Session:
+        if self.session is None:
+            raise error(errno.EBADF)
+        return self.session
+
+    def _wake(self) -> None:
+        for wake in self.pollers:
+            wake()
+
+    def poll(self) -> int:
+        """The poll mask: POLLIN when a request waits, POLLOUT never yet (no culling)."""
+        session = self.session
+        if session is None or session.dead or session.cache is None:
+            return 0
+        return select.POLLIN if session.requests.poll_in() else 0
+
+    def read(self, size: int) -> bytes:
+        """One request, or b"" at once when there is none; 0 is not the end (facts 3)."""
+        session = self._session()
+        if session.cache is None or session.dead:
+            return b""
+        before = len(session.requests.objects)
+        message = session.requests.read(size)
+        if len(session.requests.objects) != before:
+            self._changed()
+        return message
+
+    async def write(self, data: bytes) -> int:
+        """One command; returns its length. Order of checks and errno: facts 2."""
+        if self._session().dead:
+            raise error(errno.EIO)
+        verb, args = commands.split(data)
+        async with self._mutex:
+            session = self._session()
+            if session.dead:
+                raise error(errno.EIO)
+            await getattr(self, "_cmd_" + verb)(session, args)
+        return len(data)
+
+    # ---- commands ----------------------------------------------------------------------------
+
+    async def _cmd_dir(self, session: Session, args: bytes) -> None:
+        path = commands.parse_dir(args)
+        if session.dir is not None:
+            raise error(errno.EEXIST)
+        session.dir = path
+
+    async def _cmd_tag(self, session: Session, args: bytes) -> None:
+        name = commands.parse_tag(args)
+        if session.tag is not None:
+            raise error(errno.EEXIST)
+        session.tag = name
+
+    async def _cmd_bind(self, session: Session, args: bytes) -> None:
+        if session.dir is None:
+            raise error(errno.EINVAL)
+        if session.cache is not None:
+            raise error(errno.EBUSY)
+        if commands.parse_bind(args):
+            session.ondemand_mode = True  # sticky, as the kernel's (facts 2.1)
+        if not session.ondemand_mode:
+            raise error(errno.EOPNOTSUPP)
+        if session.tag is None:
+            session.tag = DEFAULT_TAG
+        await self.bind(session)
+
+    async def bind(self, session: Session) -> None:
+        """Take the session's directory. Raises what `Cache` raises."""
+        directory = session.dir
+        assert directory is not None
+        loop = asyncio.get_running_loop()
+        try:
+            session.cache = await loop.run_in_executor(
+                None, lambda: Cache(directory, shared=self.shared)
+            )
+        except OSError as problem:
+            session.problem = f"cache {os.fsdecode(directory)}: {problem.strerror}"
+            log.error("bind: %s", session.problem)
+            self.bound.set()
+            raise
+        self.bound.set()
+        self._changed()
+
+    async def _cmd_copen(self, session: Session, args: bytes) -> None:
+        self._need_ondemand(session)
+        obj = session.requests.copen(args)
+        self._changed()
+        if obj is not None:
+            # The daemon may write as soon as its copen returns: the file is there by then.
+            async with asyncio.timeout(self._copen_timeout):
+                await obj.ready.wait()
+
+    async def _cmd_restore(self, session: Session, args: bytes) -> None:
+        self._need_ondemand(session)
+        commands.parse_restore(args)
+        session.requests.restore()
+        self._changed()
+
+    def _need_ondemand(self, session: Session) -> None:
+        if not session.ondemand_mode:
+            raise error(errno.EOPNOTSUPP)
+
+
+class AnonymousFile:
+    """One open file description of an object's anonymous file (facts 8)."""
+
+    def __init__(self, device: CachefilesDevice, object_id: int, handle: int) -> None:
+        """Open anon/<object_id>. Raises ENOENT for an id that is not in use."""
+        session = device.session
+        if session is None:
+            raise error(errno.ENOENT)
+        self._device = device
+        self._session = session
+        self.object = session.requests.open_handle(object_id, handle)
+        self.object_id = object_id
+        self.handle = handle
+        device._changed()
+
+    def check_write(self, offset: int, length: int) -> None:
+        """Raise what a write is refused with: ENOBUFS, EINVAL (facts 8.1)."""
+        if self.object.file is None or self.object.size is None or self._session.cache is None:
+            raise error(errno.ENOBUFS)
+        if offset % PAGE_SIZE:
+            raise error(errno.ENOBUFS)
+        if length % _LOGICAL_BLOCK:
+            raise error(errno.EINVAL)
+        if length % PAGE_SIZE and offset + length < self.object.size:
+            # The kernel takes it, and the rest of the page is then zeros that claim to be data.
+            raise error(errno.EINVAL)
+
+    async def pwrite(self, data: memoryview, offset: int) -> int:
+        """Write at a page multiple; returns the bytes written. `data` must be resident memory."""
+        self.check_write(offset, len(data))
+        if not data:
+            return 0
+        file = self.object.file
+        assert file is not None
+        return await file.write(data, offset)
+
+    def lseek(self, offset: int, whence: int) -> int:
+        """SEEK_SET, END, DATA, HOLE on the cache file. ENOBUFS before copen."""
+        file = self.object.file
+        if file is None:
+            raise error(errno.ENOBUFS)
+        if whence in (os.SEEK_DATA, os.SEEK_HOLE):
+            return file.lseek(offset, whence)
+        base = {os.SEEK_SET: 0, os.SEEK_END: file.length}.get(whence)
+        if base is None or base + offset < 0:
+            raise error(errno.EINVAL)
+        return base + offset
+
+    def cread(self, msg_id: int) -> None:
+        """CACHEFILES_IOC_CREAD: complete a READ of this object, else EINVAL (facts 8.3)."""
+        self._session.requests.cread(self.object_id, msg_id)
+
+    def release(self) -> None:
+        """Close this file description."""
+        self._session.requests.close_handle(self.object_id, self.handle)
+        self._device.release_anonymous(self._session)
+        self._device._changed()

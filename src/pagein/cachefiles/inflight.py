@@ -1,0 +1,205 @@
+"""The small table on disk of writes under way, dropped at the next bind (design decision 3).
+
+A write to a cache file is entered here before the first byte moves and struck out when it has
+returned. Who is killed in between leaves its entry behind, and whoever comes next knows which
+pages may be half written, whatever the file system says about holes. The table is one mapped
+file of fixed slots: entering is a memory copy, and the page cache keeps it when a process dies.
+
+Slots come in lanes. A process owns a lane by an open-file-description lock, so that several
+processes (the library) share one table; a kernel half owns the cache alone and needs just one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pagein.cachefiles.inuse import sole_user
+from pagein.rangeset import RangeSet
+
+FILE_NAME = b"pagein.inflight"
+LANES = 128
+SLOTS_PER_LANE = 8
+_SLOT = struct.Struct("<QQH")
+_SLOT_SIZE = 1024
+_MAX_PATH = _SLOT_SIZE - _SLOT.size
+_LANE_SIZE = SLOTS_PER_LANE * _SLOT_SIZE
+_FLOCK = struct.Struct("hhqqi4x")
+F_OFD_SETLK = 37
+_FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
+
+
+def ofd_lock(fd: int, kind: int, start: int, length: int) -> bool:
+    """Try an open-file-description lock (F_WRLCK, F_RDLCK, F_UNLCK) on a byte range of `fd`.
+
+    Returns False when another open file description holds it. Never blocks.
+    """
+    try:
+        fcntl.fcntl(fd, F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A write of `length` bytes at `offset` into the file `path`, relative to the cache."""
+
+    slot: int
+    path: bytes
+    offset: int
+    length: int
+
+
+class InflightTable:
+    """The table of one cache directory, as seen by one process."""
+
+    def __init__(self, directory: bytes) -> None:
+        """Open or make the table and take a free lane. Raises EBUSY when no lane is free."""
+        size = LANES * _LANE_SIZE
+        path = os.path.join(directory, FILE_NAME)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(self._fd).st_size < size:
+                os.ftruncate(self._fd, size)
+            self._map = mmap.mmap(self._fd, size)
+            self._lane = self._take_lane()
+        except BaseException:
+            os.close(self._fd)
+            raise
+        first = self._lane * SLOTS_PER_LANE
+        self._free = list(range(first, first + SLOTS_PER_LANE))
+
+    def _take_lane(self) -> int:
+        for lane in range(LANES):
+            if ofd_lock(self._fd, fcntl.F_WRLCK, lane * _LANE_SIZE, _LANE_SIZE):
+                if not any(self._lane_entries(lane)):
+                    return lane
+                ofd_lock(self._fd, fcntl.F_UNLCK, lane * _LANE_SIZE, _LANE_SIZE)
+        raise OSError(errno.EBUSY, f"more than {LANES} processes use this cache")
+
+    def close(self) -> None:
+        """Give the lane back; entries still standing stay for whoever comes next."""
+        self._map.close()
+        os.close(self._fd)
+
+    def enter(self, path: bytes, offset: int, length: int) -> int:
+        """Enter a write that is about to start; returns its slot. Raises EBUSY when full."""
+        if not self._free:
+            raise OSError(errno.EBUSY, "more writes under way than the table has slots")
+        if len(path) > _MAX_PATH:
+            raise OSError(errno.ENAMETOOLONG, "path too long for the table of writes under way")
+        slot = self._free.pop()
+        at = slot * _SLOT_SIZE
+        self._map[at + _SLOT.size : at + _SLOT.size + len(path)] = path
+        # The length of the path comes last: a slot counts once that is not 0.
+        self._map[at : at + 16] = struct.pack("<QQ", offset, length)
+        self._map[at + 16 : at + 18] = struct.pack("<H", len(path))
+        return slot
+
+    @property
+    def slots_free(self) -> int:
+        """How many further writes can be entered now."""
+        return len(self._free)
+
+    def strike(self, slot: int) -> None:
+        """Strike out a write that has returned."""
+        self._clear(slot)
+        self._free.append(slot)
+
+    def _clear(self, slot: int) -> None:
+        at = slot * _SLOT_SIZE
+        self._map[at + 16 : at + 18] = b"\0\0"
+
+    def _read(self, slot: int) -> Entry | None:
+        at = slot * _SLOT_SIZE
+        offset, length, path_len = _SLOT.unpack_from(self._map, at)
+        if not path_len or path_len > _MAX_PATH:
+            return None
+        path = self._map[at + _SLOT.size : at + _SLOT.size + path_len]
+        return Entry(slot, path, offset, length)
+
+    def _lane_entries(self, lane: int) -> Iterator[Entry]:
+        for slot in range(lane * SLOTS_PER_LANE, (lane + 1) * SLOTS_PER_LANE):
+            entry = self._read(slot)
+            if entry is not None:
+                yield entry
+
+    def entries(self) -> Iterator[Entry]:
+        """Every write entered by any process, living or dead."""
+        for lane in range(LANES):
+            yield from self._lane_entries(lane)
+
+    def of_path(self, path: bytes) -> RangeSet:
+        """The ranges of one file with a write under way, or left behind by the dead."""
+        found = RangeSet()
+        for entry in self.entries():
+            if entry.path == path and entry.length:
+                found.add(entry.offset, entry.offset + entry.length)
+        return found
+
+    def clear_dead(self, path: bytes, start: int, end: int) -> None:
+        """Strike entries of `path` inside [start, end) that are not ours.
+
+        Only for who holds the range lock of [start, end) and has written it again: a living
+        writer would hold that lock, so the entry's owner is dead.
+        """
+        for entry in self.entries():
+            ours = entry.slot // SLOTS_PER_LANE == self._lane
+            inside = start <= entry.offset and entry.offset + entry.length <= end
+            if entry.path == path and inside and not ours:
+                self._clear(entry.slot)
+
+    def drop_dead(self, directory: bytes, *, shared: bool) -> list[Entry]:
+        """Punch what dead processes left half written; returns the entries dropped. Blocks.
+
+        A lane whose lock can be had has no owner. In a cache shared by processes an entry whose
+        range is locked by a living one stays; in one of our own, an entry whose file somebody
+        else has open, as an EROFS mount has. What stays is still left out of what is present.
+        """
+        dropped: list[Entry] = []
+        for lane in range(LANES):
+            if lane == self._lane or not any(self._lane_entries(lane)):
+                continue
+            if not ofd_lock(self._fd, fcntl.F_WRLCK, lane * _LANE_SIZE, _LANE_SIZE):
+                continue
+            for entry in self._lane_entries(lane):
+                if _punch_entry(os.path.join(directory, entry.path), entry, shared):
+                    self._clear(entry.slot)
+                    dropped.append(entry)
+            ofd_lock(self._fd, fcntl.F_UNLCK, lane * _LANE_SIZE, _LANE_SIZE)
+        return dropped
+
+
+def _punch_entry(path: bytes, entry: Entry, shared: bool) -> bool:
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return True
+    try:
+        if shared and not ofd_lock(fd, fcntl.F_WRLCK, entry.offset, entry.length):
+            return False
+        if not shared and not sole_user(fd):
+            return False
+        punch(fd, entry.offset, entry.length)
+        return True
+    finally:
+        os.close(fd)
+
+
+def punch(fd: int, offset: int, length: int) -> None:
+    """Make [offset, offset + length) of an open cache file a hole again. Blocks."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    call = libc.fallocate
+    call.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    if call(fd, _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, offset, length):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

@@ -1,0 +1,156 @@
+"""Starting the keeper when it is not running, and talking to both halves."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from typing import Any
+
+from pagein.cli.settings import Settings
+from pagein.control import Answer, ControlError, ask
+
+START_TIMEOUT = 30.0
+STOP_TIMEOUT = 20.0
+_GONE = (errno.ENOENT, errno.ECONNREFUSED)
+_RESTARTED = (errno.ECONNRESET, errno.EPIPE)
+
+
+def running(settings: Settings) -> bool:
+    """Whether a keeper holds this runtime directory."""
+    try:
+        fd = os.open(settings.path("lock"), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def kernel_half(settings: Settings, question: dict[str, Any], *, timeout: float) -> Answer:
+    """Ask the kernel half; once more when it was restarted before it answered."""
+    return _ask(settings.path("control.sock"), question, timeout)
+
+
+def user_half(settings: Settings, question: dict[str, Any], *, timeout: float) -> Answer:
+    """Ask the user half; once more when it was restarted before it answered."""
+    return _ask(settings.path("daemon.sock"), question, timeout)
+
+
+def _ask(path: str, question: dict[str, Any], timeout: float) -> Answer:
+    try:
+        return ask(path, question, timeout=timeout)
+    except ControlError as problem:
+        if problem.errno not in _RESTARTED:
+            raise
+    return ask(path, question, timeout=timeout)
+
+
+def keeper_command(settings: Settings, options: list[str]) -> list[str]:
+    """The command line of a keeper for these directories."""
+    return [
+        sys.executable,
+        "-P",
+        "-m",
+        "pagein.keeper",
+        "--state-dir",
+        settings.state_dir,
+        "--cache",
+        settings.cache,
+        *options,
+    ]
+
+
+def ensure_running(settings: Settings, *, timeout: float, daemon_user: str) -> bool:
+    """Start the keeper and both halves unless they run; returns whether they were started.
+
+    Raises ControlError with one line for the user.
+    """
+    check_prerequisites(settings)
+    give_up = time.monotonic() + START_TIMEOUT
+    while True:
+        if running(settings):
+            if _answers(settings):
+                return False
+            # Starting up, or on its way out: the one gets ready, the other lets go of the lock.
+            if time.monotonic() > give_up:
+                text = f"pagein runs in {settings.state_dir} but does not answer; see its log"
+                raise ControlError(errno.ETIMEDOUT, text)
+            time.sleep(0.05)
+            continue
+        options = ["--timeout", str(timeout), "--daemon-user", daemon_user]
+        if _start(settings, options):
+            return True
+
+
+def _answers(settings: Settings) -> bool:
+    try:
+        ask(settings.path("control.sock"), {"op": "status"}, timeout=5.0)
+    except ControlError:
+        return False
+    return True
+
+
+def check_prerequisites(settings: Settings) -> None:
+    """Raise ControlError when this machine or user cannot mount at all, or the cache cannot be."""
+    if os.geteuid() != 0:
+        text = "mounting needs root; without it use the library (pagein.open)"
+        raise ControlError(errno.EPERM, text)
+    if not os.path.exists("/dev/fuse"):
+        raise ControlError(errno.ENODEV, "/dev/fuse does not exist: this kernel has no FUSE")
+    from pagein.cachefiles.presence import probe
+
+    try:
+        os.makedirs(settings.cache, 0o711, exist_ok=True)
+        probe(settings.cache)
+    except OSError as problem:
+        text = f"cannot use {settings.cache} as the cache: {problem.strerror}"
+        raise ControlError(problem.errno or errno.EIO, text) from None
+
+
+def _start(settings: Settings, options: list[str]) -> bool:
+    """Run a keeper in the background; False when another was faster."""
+    os.makedirs(settings.state_dir, 0o700, exist_ok=True)
+    read, write = os.pipe2(os.O_CLOEXEC)
+    try:
+        with open(settings.path("log"), "ab") as log_file:
+            # The keeper is meant to outlive this command: nobody here waits for it.
+            process = subprocess.Popen(
+                [*keeper_command(settings, options), "--ready-fd", str(write)],
+                stdin=subprocess.DEVNULL,
+                stdout=log_file,
+                stderr=log_file,
+                start_new_session=True,
+                pass_fds=[write],
+                cwd="/",
+            )
+    finally:
+        os.close(write)
+    with os.fdopen(read) as stream:
+        said = stream.readline().strip()
+    if said == "ok":
+        process.returncode = 0  # not ours to wait for
+        return True
+    process.wait()
+    if said == os.strerror(errno.EAGAIN):
+        return False  # the lock is taken
+    raise ControlError(errno.EIO, said or f"pagein could not start; see {settings.path('log')}")
+
+
+def wait_stopped(settings: Settings) -> None:
+    """Wait until a keeper that has nothing left to do is gone."""
+    give_up = time.monotonic() + STOP_TIMEOUT
+    while running(settings) and time.monotonic() < give_up:
+        time.sleep(0.02)
+
+
+def is_gone(problem: OSError) -> bool:
+    """Whether an error means that nobody listens."""
+    return problem.errno in _GONE

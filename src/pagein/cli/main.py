@@ -1,0 +1,59 @@
+"""The `pagein` command."""
+
+from __future__ import annotations
+
+import os
+
+import typer
+
+from pagein.cli import daemon, device, mount, status, umount
+from pagein.cli.settings import CacheDir, Settings, StateDir
+
+app = typer.Typer(
+    name="pagein",
+    help="Files of remote images, fetched when they are read.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"pagein {version('pagein')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    ctx: typer.Context,
+    state_dir: StateDir = None,
+    cache: CacheDir = None,
+    _: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Say the version."
+    ),
+) -> None:
+    ctx.obj = Settings().given(state_dir, cache)
+
+
+app.command("mount")(mount.mount)
+app.command("umount")(umount.umount)
+app.command("status")(status.status)
+app.command("daemon")(daemon.daemon)
+app.command("device")(device.device)
+
+
+def main() -> None:
+    """Entry point of the `pagein` script."""
+    try:
+        app()
+    except BrokenPipeError:
+        os._exit(1)  # whoever read our output has gone, and there is nobody to tell
+
+
+if __name__ == "__main__":
+    main()

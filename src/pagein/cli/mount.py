@@ -1,0 +1,87 @@
+"""`pagein mount SOURCE [--device BLOB ...] DIR`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from typing import Annotated, Any
+
+import typer
+
+from pagein.cli.errors import fail, one_line_errors
+from pagein.cli.halves import ensure_running, kernel_half
+from pagein.cli.settings import CacheDir, Settings, StateDir, settings_of
+from pagein.cli.sources import blob_of
+from pagein.control import ControlError
+
+
+def mount(
+    ctx: typer.Context,
+    source: Annotated[
+        str, typer.Argument(help="EROFS image, or its metadata: an http(s) URL or a path.")
+    ],
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Where to mount it.")],
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--device", metavar="BLOB", help="A data file of the image, in the image's order."
+        ),
+    ] = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay, show progress, unmount at Ctrl-C.")
+    ] = False,
+    timeout: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", min=0.1, help="After which a read fails with EIO."),
+    ] = 30.0,
+    daemon_user: Annotated[
+        str, typer.Option(metavar="NAME", help="User that the fetching process runs as.")
+    ] = "nobody",
+    loop: Annotated[
+        bool, typer.Option("--loop", help="Go through loop devices, as older kernels must.")
+    ] = False,
+    state_dir: StateDir = None,
+    cache: CacheDir = None,
+) -> None:
+    """Mount a remote EROFS image; what is read is fetched, and stays."""
+    settings = settings_of(ctx, state_dir, cache)
+    with one_line_errors():
+        target = _check_target(directory)
+        ensure_running(settings, timeout=timeout, daemon_user=daemon_user)
+        blobs = [blob_of(settings, s, timeout=timeout + 10) for s in [source, *(device or ())]]
+        question = {
+            "op": "mount",
+            "target": target,
+            "blobs": blobs,
+            "loop": "always" if loop else "auto",
+        }
+        answer = kernel_half(settings, question, timeout=4 * timeout + 30)
+        if foreground:
+            _stay(settings, target, answer)
+
+
+def _check_target(directory: str) -> str:
+    if not os.path.exists(directory):
+        raise ControlError(errno.ENOENT, f"{directory}: no such directory; create it first")
+    if not os.path.isdir(directory):
+        raise ControlError(errno.ENOTDIR, f"{directory}: not a directory")
+    return os.path.realpath(directory)
+
+
+def _stay(settings: Settings, target: str, answer: dict[str, Any]) -> None:
+    from pagein.cli.progress import show_until
+
+    stop = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, stop)
+    try:
+        show_until(settings, target, stop)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stop)
+    from pagein.cli.umount import unmount
+
+    try:
+        unmount(settings, target, lazy=False)
+    except OSError as problem:
+        if problem.errno != errno.EINVAL:  # somebody else was faster
+            fail(str(problem.strerror))

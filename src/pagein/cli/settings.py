@@ -1,0 +1,59 @@
+"""Where things are, and the options that may stand before or after every command."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import typer
+
+DEFAULT_STATE_DIR = "/run/pagein"
+DEFAULT_CACHE = "/var/cache/pagein"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The directories that a command works with, absolute."""
+
+    state_dir: str = DEFAULT_STATE_DIR
+    cache: str = DEFAULT_CACHE
+
+    def path(self, name: str) -> str:
+        """A file of the runtime directory."""
+        return os.path.join(self.state_dir, name)
+
+    def given(self, state_dir: str | None, cache: str | None) -> Settings:
+        """These settings with what a command line says instead."""
+        changed = self
+        if state_dir is not None:
+            changed = replace(changed, state_dir=os.path.abspath(state_dir))
+        if cache is not None:
+            changed = replace(changed, cache=os.path.abspath(cache))
+        return changed
+
+
+StateDir = Annotated[
+    str | None,
+    typer.Option(
+        "--state-dir",
+        metavar="DIR",
+        help=f"Runtime files, instead of {DEFAULT_STATE_DIR}.",
+        show_default=False,
+    ),
+]
+CacheDir = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        help=f"The cache directory, instead of {DEFAULT_CACHE}.",
+        show_default=False,
+    ),
+]
+
+
+def settings_of(ctx: typer.Context, state_dir: str | None, cache: str | None) -> Settings:
+    """Options after the command over those before it over the defaults."""
+    base = ctx.obj if isinstance(ctx.obj, Settings) else Settings()
+    return base.given(state_dir, cache)

@@ -1,0 +1,55 @@
+"""`pagein status [--json]`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from pagein.cli.errors import one_line_errors
+from pagein.cli.halves import kernel_half, running, user_half
+from pagein.cli.settings import CacheDir, Settings, StateDir, settings_of
+from pagein.control import ControlError
+
+_TIMEOUT = 10.0
+
+
+def status(
+    ctx: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    state_dir: StateDir = None,
+    cache: CacheDir = None,
+) -> None:
+    """What is mounted, how much of it is here, and what is waited for."""
+    settings = settings_of(ctx, state_dir, cache)
+    with one_line_errors():
+        found = collect(settings)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    elif not found["running"]:
+        print("nothing is mounted (pagein is not running)")
+    else:
+        from pagein.cli.tables import print_status
+
+        print_status(found)
+
+
+def collect(settings: Settings) -> dict[str, Any]:
+    """The state of both halves; reads no mount. Raises ControlError."""
+    if not running(settings):
+        return {"running": False, "blobs": [], "mounts": [], "oldest_read": None}
+    found = kernel_half(settings, {"op": "status"}, timeout=_TIMEOUT)
+    del found["ok"]
+    try:
+        fetching = user_half(settings, {"op": "status"}, timeout=_TIMEOUT)
+    except ControlError:
+        fetching = {}  # no user half of ours: `pagein device`, or it is being restarted
+    by_key = {(b["volume"], b["cookie"]): b for b in fetching.get("blobs", [])}
+    for blob in found["blobs"]:
+        more = by_key.get((blob["volume"], blob["cookie"]), {})
+        blob["source"] = more.get("source")
+        blob["fetched"] = more.get("fetched", 0)
+        blob["errors"] = more.get("errors", 0)
+        blob["last_error"] = more.get("last_error")
+    return {"running": True, "daemon_pid": fetching.get("pid"), **found}

@@ -1,0 +1,54 @@
+"""`pagein status` for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def human(count: float) -> str:
+    """Bytes with a unit, powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def print_status(found: dict[str, Any]) -> None:
+    """Mounts, blobs and the oldest waiting read on standard output."""
+    console = Console()
+    if found.get("problem"):
+        console.print(f"[red]{found['problem']}[/red]")
+    for mount in found["mounts"]:
+        how = "complete, mounted directly" if mount["direct"] else "on demand"
+        console.print(f"{mount['target']}  {', '.join(mount['sources'])}  ({how})")
+    if found["blobs"]:
+        console.print(_blobs(found["blobs"]))
+    oldest = found["oldest_read"]
+    if oldest:
+        console.print(
+            f"{oldest['waiting']} reads wait; the oldest for {oldest['age']:.1f} s"
+            f" (pid {oldest['pid']}, {human(oldest['len'])} at {oldest['off']} of"
+            f" {oldest['cookie']})"
+        )
+
+
+def _blobs(blobs: list[dict[str, Any]]) -> Table:
+    table = Table("blob", "size", "resident", "fetched", "requests", "state", box=None)
+    for blob in blobs:
+        share = 100 * blob["resident"] / blob["size"] if blob["size"] else 100
+        name = blob["source"] or f"{blob['volume']}/{blob['cookie']}"
+        table.add_row(
+            name,
+            human(blob["size"]),
+            f"{human(blob['resident'])} ({share:.0f} %)",
+            human(blob["fetched"]),
+            str(blob["requests"]),
+            blob["state"],
+        )
+        if blob["last_error"]:
+            table.add_row(f"  [red]{blob['last_error']}[/red]")
+    return table

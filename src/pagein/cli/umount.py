@@ -1,0 +1,59 @@
+"""`pagein umount DIR`."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Annotated
+
+import typer
+
+from pagein.cli.errors import one_line_errors
+from pagein.cli.halves import is_gone, kernel_half, running, wait_stopped
+from pagein.cli.settings import CacheDir, Settings, StateDir, settings_of
+from pagein.control import ControlError
+
+_TIMEOUT = 60.0
+_MNT_DETACH = 2
+
+
+def umount(
+    ctx: typer.Context,
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Where it is mounted.")],
+    lazy: Annotated[
+        bool, typer.Option("--lazy", help="Take it out of sight now, end it when unused.")
+    ] = False,
+    state_dir: StateDir = None,
+    cache: CacheDir = None,
+) -> None:
+    """Unmount; with the last mount everything of pagein ends."""
+    with one_line_errors():
+        unmount(settings_of(ctx, state_dir, cache), os.path.realpath(directory), lazy=lazy)
+
+
+def unmount(settings: Settings, target: str, *, lazy: bool) -> None:
+    """Unmount `target` and, if that was the last, wait for the processes to end.
+
+    Raises ControlError in one line; EINVAL when pagein has not mounted it.
+    """
+    question = {"op": "umount", "target": target, "lazy": lazy}
+    try:
+        answer = kernel_half(settings, question, timeout=_TIMEOUT)
+    except ControlError as problem:
+        if running(settings) or not is_gone(problem):
+            raise
+        _umount_orphan(settings, target)
+        return
+    if answer.get("last"):
+        wait_stopped(settings)
+
+
+def _umount_orphan(settings: Settings, target: str) -> None:
+    """Unmount what a keeper that is gone left behind: its reads fail, but it can be taken away."""
+    from pagein.mounts.syscalls import mount_at, umount
+
+    entry = mount_at(target)
+    ours = (os.path.realpath(settings.path("blobs")), os.path.realpath(settings.cache))
+    if entry is None or entry.fstype != "erofs" or not entry.source.startswith(ours):
+        raise ControlError(errno.EINVAL, f"{target} is not mounted by pagein")
+    umount(target, _MNT_DETACH)

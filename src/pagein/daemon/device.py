@@ -1,0 +1,83 @@
+"""The device and the anonymous fds, as a daemon sees them.
+
+A daemon written against `Device` and `AnonFd` serves a real /dev/cachefiles, the device of our
+kernel half and a kernel half in the same process. `FileDevice` (in `filedevice`) is the first two.
+"""
+
+from __future__ import annotations
+
+import errno
+from abc import ABC, abstractmethod
+
+from pagein.protocol.messages import Message, Open
+
+
+class DeviceDead(OSError):
+    """The device is gone, or its cache is dead: nothing will be answered any more (EIO)."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(errno.EIO, cause)
+
+
+class AnonFd(ABC):
+    """One open file description's fd of an object's cache file (seed: The OPEN Request)."""
+
+    @abstractmethod
+    async def pwrite(self, data: memoryview | bytes, offset: int) -> None:
+        """Write all of `data`; its length and `offset` are multiples of 4096 bytes.
+
+        A caller that is cancelled, or gets an error, must leave the memory of `data` as it is: a
+        write that was given up may still be reading it.
+
+        Raises:
+            OSError: ENOBUFS for no space in the cache or a withdrawn object, EINVAL for what is
+                not aligned (facts cachefiles-kernel 8.1), and what the file system says.
+        """
+
+    @abstractmethod
+    async def cread(self, msg_id: int) -> None:
+        """Complete the READ request `msg_id` of this object.
+
+        Raises:
+            OSError: EINVAL if there is no such request any more: its reader may have been killed.
+        """
+
+    @abstractmethod
+    async def lseek(self, offset: int, whence: int) -> int:
+        """As lseek(2) of the cache file: SEEK_DATA and SEEK_HOLE tell what is present."""
+
+    @abstractmethod
+    def dup(self) -> AnonFd:
+        """Another fd of the same description; the object's last close counts, not each."""
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """The number of the fd."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close this fd, once calls that use it have ended. Twice is fine."""
+
+
+class Device(ABC):
+    """Where requests come from and commands go."""
+
+    @abstractmethod
+    async def read(self) -> Message:
+        """The next request, however long that takes.
+
+        Raises:
+            DeviceDead: there will be none.
+        """
+
+    @abstractmethod
+    async def command(self, data: bytes) -> None:
+        """Write one command; OSError with the errno that the device answers."""
+
+    @abstractmethod
+    async def open_anon(self, message: Open) -> AnonFd:
+        """The anonymous fd of an OPEN; OSError (EMFILE) if it cannot be had."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Close the device and the anonymous fds nobody asked for. Twice is fine."""

@@ -1,0 +1,337 @@
+"""Fill: the bytes of one blob, fetched when they are read, each of them once.
+
+Everything that is asked for is cut into what is *present* (in the cache), what is *in flight* (some
+fetch brings it), and gaps. Only gaps become fetches, and nothing is awaited between looking and
+starting them; so two fetches never share a byte, however many readers ask at once.
+
+A reader does not own the fetch that serves it. It waits until its range is covered; cancelled, it
+just stops waiting. When a fetch fails, what it brought stays, the rest becomes a gap again, and
+each reader that still needs some of it decides for itself: try again after a pause while its own
+deadline allows, or give up at once if its own bytes were refused for good. So a bad byte in a
+large window fails those who asked for that byte, not those who asked for its neighbours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Iterable
+from typing import Final
+
+from pagein.daemon.buffers import Budget, GaveWay
+from pagein.daemon.failures import RecentFailures
+from pagein.daemon.fetch import Claim, Failure, Fetch, Waiting, Write
+from pagein.daemon.readahead import WINDOW_MAX, Policy
+from pagein.origins.base import Origin
+from pagein.protocol.messages import PAGE_SIZE
+from pagein.rangeset import RangeSet
+
+log = logging.getLogger("pagein.daemon")
+
+RETRY_FIRST: Final = 0.1
+"""Seconds before the second try; doubled for each further one."""
+
+RETRY_MOST: Final = 2.0
+"""Seconds: the longest pause between two tries."""
+
+CALM: Final = 5.0
+"""Seconds after a failed fetch in which nothing is fetched ahead."""
+
+# A window should not take longer than this: another READ of its range has to wait behind it. The
+# least is so large that a window still shows how fast the origin is.
+_WINDOW_SECONDS = 1.0
+_WINDOW_LEAST = 1 << 20
+
+
+class Fill:
+    """Fetches ranges of `origin` and hands them to `write`; belongs to one event loop.
+
+    Attributes:
+        present: what is known to be in the cache, in bytes, whole pages.
+        fetched: bytes given to the cache so far.
+        requests: how often the origin was asked.
+        errors: reads that failed.
+        last_error: text of the last failure of a read, or None.
+    """
+
+    def __init__(
+        self,
+        origin: Origin,
+        size: int,
+        write: Write,
+        *,
+        timeout: float,
+        claim: Claim | None = None,
+        budget: Budget | None = None,
+        name: str = "",
+    ) -> None:
+        """`size` is in bytes, as `origin.size()` told; `timeout`, in seconds, is that of a read.
+
+        Args:
+            origin: where bytes come from; closing it stays its owner's business.
+            size: bytes of the blob.
+            write: puts whole pages into the cache; what it raises fails the reads concerned.
+            timeout: a read returns or raises within it.
+            claim: holds a range against other processes that fill the same cache.
+            budget: limits shared with other blobs of this event loop.
+            name: what the log calls this blob.
+        """
+        self.origin = origin
+        self.size = size
+        self.write = write
+        self.claim = claim
+        self.budget = Budget() if budget is None else budget
+        self.timeout = timeout
+        self.stall = timeout / 2  # so that there is time for a second try
+        self.present = RangeSet()
+        self.fetched = 0
+        self.requests = 0
+        self.errors = 0
+        self.last_error: str | None = None
+        self.name = name
+        self._policy = Policy(size)
+        self._inflight = RangeSet()
+        self._fetches: dict[Fetch, asyncio.Task[None]] = {}
+        self._reads: set[Waiting] = set()
+        self._failures = RecentFailures()
+        self._speed: float | None = None  # bytes per second of the origin, smoothed
+        self._calm_until = 0.0
+        self._closed = False
+
+    # ---- for those who read
+
+    async def read(self, off: int, length: int) -> None:
+        """Return when [off, off + length), as far as it is within the blob, is in the cache.
+
+        Raises:
+            OSError: it could not be had before the deadline, or just failed for somebody else
+                (the kernel asks again page by page: facts cachefiles-kernel 9.4). What arrived
+                before is in the cache all the same.
+        """
+        start, end = self._pages(off, length)
+        if self.present.covers(start, end):
+            return
+        self._check_open()
+        now = asyncio.get_running_loop().time()
+        if (recent := self._failures.find(self.present.gaps(start, end), now)) is not None:
+            raise _again(recent)
+        read = Waiting(start, end)
+        self._add(read)
+        try:
+            self._start_plan(start, end - start, now)
+            await self._wait(read, now + self.timeout)
+        finally:
+            self._remove(read)
+
+    def covers(self, off: int, length: int) -> bool:
+        """Whether a read of the range would return at once."""
+        return self.present.covers(*self._pages(off, length))
+
+    def prefetch(self, off: int, length: int) -> None:
+        """Fetch a range in the background, after everything that somebody waits for."""
+        self._check_open()
+        self._launch(*self._pages(off, length))
+
+    # ---- for the owner
+
+    def seed(self, present: Iterable[tuple[int, int]]) -> None:
+        """Add byte ranges that were found in the cache; only whole pages of them count."""
+        limit = self._pages(0, self.size)[1]
+        for low, high in present:
+            start, end = -(-low // PAGE_SIZE) * PAGE_SIZE, min(high, limit)
+            end = end // PAGE_SIZE * PAGE_SIZE
+            if start < end:
+                self._arrived(start, end)
+
+    def forget(self, off: int, length: int) -> None:
+        """A range is not in the cache any more: fetch it again when it is read."""
+        self.present.discard(*self._pages(off, length))
+
+    async def close(self) -> None:
+        """Fail the reads, cancel the fetches and wait until their writes have ended."""
+        self._closed = True
+        for read in self._reads:
+            read.wake(None)
+        tasks = list(self._fetches.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for fetch in self._fetches:  # cancelled before their first step
+            self.budget.end(fetch)
+        self._fetches.clear()
+
+    # ---- waiting
+
+    async def _wait(self, read: Waiting, deadline: float) -> None:
+        """Until `read` is covered; starts what is missing again after a failure."""
+        pause, last = RETRY_FIRST, None
+        while not self.present.covers(read.start, read.end):
+            self._check_open()
+            if self._time_left(deadline) <= 0:
+                raise self._give_up(read, self._late(last))
+            self._launch(read.start, read.end)
+            failure = await self._outcome(read, deadline)
+            if failure is None:
+                continue
+            last = failure.error
+            if failure.spares(read):
+                continue
+            if not failure.retry or self._time_left(deadline) <= pause:
+                raise self._give_up(read, failure.error)
+            log.info("%s: %s; trying again in %g s", self.name, _text(failure.error), pause)
+            pause = await self._nap(read, pause)
+
+    async def _outcome(self, read: Waiting, deadline: float) -> Failure | None:
+        """What ended the wait: None if the bytes may be there, or if the deadline passed."""
+        read.future = asyncio.get_running_loop().create_future()
+        await asyncio.wait({read.future}, timeout=max(0.0, self._time_left(deadline)))
+        return read.future.result() if read.future.done() else None
+
+    async def _nap(self, read: Waiting, pause: float) -> float:
+        """Wait before another try; covered bytes end it early. Returns the next pause."""
+        read.napping = True
+        read.future = asyncio.get_running_loop().create_future()
+        await asyncio.wait({read.future}, timeout=pause)
+        read.napping = False
+        return min(2 * pause, RETRY_MOST)
+
+    def _late(self, last: Exception | None) -> OSError:
+        cause = f"no answer within {self.timeout:g} s"
+        if last is not None:
+            cause += f" (last error: {_text(last)})"
+        return OSError(errno.EIO, cause)
+
+    def _give_up(self, read: Waiting, error: Exception) -> OSError:
+        """Count, log and remember a failed read; returns what it raises."""
+        now = asyncio.get_running_loop().time()
+        gaps = list(self.present.gaps(read.start, read.end))
+        self.errors += 1
+        self.last_error = _text(error)
+        if self._failures.find(gaps, now) is None:
+            length = read.end - read.start
+            log.error(
+                "%s: read of %d bytes at %d failed: %s",
+                self.name,
+                length,
+                read.start,
+                _text(error),
+                # A bug in somebody's origin: the cause alone would not show where.
+                exc_info=None if isinstance(error, OSError) else error,
+            )
+        self._failures.add(gaps, error, now)
+        return _again(error)
+
+    def _add(self, read: Waiting) -> None:
+        self._reads.add(read)
+        for fetch in self._fetches:
+            if fetch.start < read.end and read.start < fetch.end:
+                self._join(fetch, read)
+
+    def _join(self, fetch: Fetch, read: Waiting) -> None:
+        fetch.waiting.add(read)
+        self.budget.mark(fetch, urgent=True)
+        fetch.poke()
+
+    def _remove(self, read: Waiting) -> None:
+        self._reads.discard(read)
+        for fetch in self._fetches:
+            fetch.waiting.discard(read)
+            if not fetch.waiting:
+                self.budget.mark(fetch, urgent=False)
+
+    # ---- fetching
+
+    def _start_plan(self, off: int, length: int, now: float) -> None:
+        window = WINDOW_MAX
+        if self._speed is not None:
+            window = max(_WINDOW_LEAST, int(min(self._speed * _WINDOW_SECONDS, WINDOW_MAX)))
+        plan = self._policy.plan(off, length, self.present, self._inflight, limit=window)
+        self._launch(*plan.demand)
+        if plan.ahead is not None and now >= self._calm_until:
+            self._launch(*plan.ahead)
+
+    def _launch(self, start: int, end: int) -> None:
+        """Start a fetch for each part of [start, end) that is neither present nor in flight."""
+        for low, high in self.present.gaps(start, end):
+            for gap in self._inflight.gaps(low, high):
+                fetch = Fetch(self, *gap)
+                self._inflight.add(*gap)
+                self._fetches[fetch] = asyncio.create_task(self._run(fetch))
+                for read in self._reads:
+                    if fetch.start < read.end and read.start < fetch.end:
+                        self._join(fetch, read)
+
+    async def _run(self, fetch: Fetch) -> None:
+        error: Exception | None = None
+        try:
+            await fetch.run()
+        except GaveWay:
+            pass
+        except Exception as exc:
+            error = exc
+        finally:
+            self._ended(fetch, error)
+
+    def _ended(self, fetch: Fetch, error: Exception | None) -> None:
+        """What the fetch did not bring is a gap again, and its readers decide what to do."""
+        del self._fetches[fetch]
+        self._inflight.discard(fetch.start, fetch.end)
+        gap = self.present.first_gap(fetch.start, fetch.end)
+        if error is not None:
+            self._calm_until = asyncio.get_running_loop().time() + CALM
+            if not fetch.waiting:
+                log.info("%s: fetching ahead failed: %s", self.name, _text(error))
+        failure = Failure(error, gap[0]) if error is not None and gap is not None else None
+        for read in fetch.waiting:
+            if not read.napping:
+                read.wake(failure)
+
+    def landed(self, start: int, end: int) -> None:
+        """Called by a fetch: [start, end) is in the cache now."""
+        self.fetched += end - start
+        self._arrived(start, end)
+
+    def rate(self, received: int, seconds: float) -> None:
+        """Called by a fetch: `received` bytes came within `seconds`."""
+        speed = received / seconds
+        self._speed = speed if self._speed is None else (3 * self._speed + speed) / 4
+
+    def _arrived(self, start: int, end: int) -> None:
+        self.present.add(start, end)
+        for read in self._reads:
+            overlaps = read.start < end and start < read.end
+            if overlaps and self.present.covers(read.start, read.end):
+                read.wake(None)
+
+    # ---- odds and ends
+
+    def _pages(self, off: int, length: int) -> tuple[int, int]:
+        """The whole pages that [off, off + length) touches, as far as the blob has them."""
+        if off < 0 or length < 0:
+            raise ValueError(f"not a range: {length} bytes at {off}")
+        limit = -(-self.size // PAGE_SIZE) * PAGE_SIZE
+        start = min(off // PAGE_SIZE * PAGE_SIZE, limit)
+        end = min(-(-(off + length) // PAGE_SIZE) * PAGE_SIZE, limit)
+        return (start, end) if length else (start, start)
+
+    def _time_left(self, deadline: float) -> float:
+        return deadline - asyncio.get_running_loop().time()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise OSError(errno.ECANCELED, "the object was closed")
+
+
+def _again(error: Exception) -> OSError:
+    """A fresh exception of the same meaning: one must not be raised twice."""
+    number = error.errno if isinstance(error, OSError) else None
+    fresh = OSError(number or errno.EIO, _text(error))
+    fresh.__cause__ = error
+    return fresh
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError) and len(error.args) > 1:
+        return str(error.args[1])
+    return str(error) or type(error).__name__

@@ -1,0 +1,70 @@
+"""Which source a cookie key stands for: one small file each, so that a restart knows it still.
+
+A key is made from a source and its validators (`origins.identity`), so a record never changes.
+With the record and a complete cache the server is not needed any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+
+from pagein.origins import Identity
+
+_KEY = re.compile(rb"[0-9a-f]{64}")
+
+
+class Records:
+    """The directory of records. Sources may hold credentials: it is for its owner only."""
+
+    def __init__(self, directory: str) -> None:
+        """`directory` is made if need be. Raises OSError."""
+        self._directory = directory
+        os.makedirs(directory, 0o700, exist_ok=True)
+
+    def _path(self, key: bytes) -> str:
+        return os.path.join(self._directory, key.decode())
+
+    def keep(self, identity: Identity) -> bytes:
+        """Write an identity down, whole or not at all; returns its key. Blocks."""
+        key = identity.key()
+        path = self._path(key)
+        temporary = f"{path}.{os.getpid()}.new"
+        try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(fd, "wb") as file:
+                file.write(identity.dump())
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        return key
+
+    def find(self, key: bytes) -> Identity:
+        """The identity of a key. Raises FileNotFoundError for an unknown one. Blocks."""
+        if not _KEY.fullmatch(key):
+            raise FileNotFoundError(errno.ENOENT, "not a key of this daemon")
+        with open(self._path(key), "rb") as file:
+            data = file.read()
+        try:
+            return Identity.load(data)
+        except ValueError as problem:
+            raise OSError(errno.EIO, f"damaged record: {problem}", self._path(key)) from None
+
+    def latest(self, source: str) -> Identity | None:
+        """The last identity kept of a source, for when it cannot be asked. Blocks."""
+        newest: tuple[float, Identity] | None = None
+        for entry in os.scandir(self._directory):
+            if not _KEY.fullmatch(os.fsencode(entry.name)):
+                continue
+            with contextlib.suppress(OSError):
+                identity = self.find(os.fsencode(entry.name))
+                kept = entry.stat().st_mtime
+                if identity.source == source and (newest is None or kept > newest[0]):
+                    newest = (kept, identity)
+        return newest[1] if newest else None

@@ -1,0 +1,118 @@
+"""The part of a small FUSE file system that is the same for each: dispatch, tasks, errors.
+
+A handler takes a request and returns the reply's body (bytes, or a sequence of buffers), or a
+coroutine that will. OSError becomes its errno. A waiting READ is cancelled when its caller is
+interrupted; nothing else is, because a write that has begun is finished.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
+
+from pagein.fuse import abi
+from pagein.fuse.connection import Connection
+
+log = logging.getLogger("pagein.fuse")
+
+Body = bytes | Sequence[abi.Buffer]
+Handler = Callable[[abi.Request], Body | Coroutine[Any, Any, Body]]
+
+
+class FuseServer:
+    """Serves a connection whose INIT is done, from a table of handlers by opcode."""
+
+    ANSWERED: Final[Body] = ()
+    """What a handler returns that has replied to its request itself."""
+
+    def __init__(
+        self,
+        fd: int,
+        handlers: dict[abi.Opcode, Handler],
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        """Take over `fd` (made non-blocking), on the running loop. Unknown opcodes: ENOSYS."""
+        self._loop = asyncio.get_running_loop()
+        self._handlers: dict[int, Handler] = {int(op): fn for op, fn in handlers.items()}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self.requests = 0
+        """Requests handled so far, for status and tests."""
+        self.connection = Connection(fd, self._handle, loop=self._loop, on_close=on_close)
+
+    async def close(self) -> None:
+        """Stop serving; requests without an answer stay with the connection."""
+        self.connection.close()
+        for task in list(self._tasks.values()):
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def _handle(self, request: abi.Request) -> None:
+        self.requests += 1
+        if request.opcode in abi.UNANSWERED:
+            if request.opcode == abi.Opcode.INTERRUPT:
+                self._interrupt(abi.InterruptIn.parse(request.body).unique)
+            return
+        handler = self._handlers.get(request.opcode)
+        if handler is None:
+            self._fail(request, errno.ENOSYS)
+            return
+        try:
+            answer = handler(request)
+        except OSError as problem:
+            self._fail(request, problem.errno or errno.EIO)
+            return
+        if isinstance(answer, Coroutine):
+            # Requests are read into borrowed memory: a coroutine has taken what it needs of it.
+            task = self._loop.create_task(self._finish(request, answer))
+            self._tasks[request.unique] = task
+            task.add_done_callback(lambda _: self._tasks.pop(request.unique, None))
+        elif answer is not self.ANSWERED:
+            self._reply(request, answer)
+
+    async def _finish(self, request: abi.Request, answer: Coroutine[Any, Any, Body]) -> None:
+        try:
+            body = await answer
+        except asyncio.CancelledError:
+            self._fail(request, errno.EINTR)
+        except OSError as problem:
+            self._fail(request, problem.errno or errno.EIO)
+        except Exception:
+            log.exception("FUSE request (opcode %d) failed", request.opcode)
+            self._fail(request, errno.EIO)
+        else:
+            self._reply(request, body)
+
+    def _reply(self, request: abi.Request, body: Body) -> None:
+        if isinstance(body, bytes):
+            self.connection.reply(request.unique, body)
+        else:
+            self.connection.reply(request.unique, *body)
+        self.connection.release(request)
+
+    def _fail(self, request: abi.Request, number: int) -> None:
+        self.connection.error(request.unique, number)
+        self.connection.release(request)
+
+    def _interrupt(self, unique: int) -> None:
+        task = self._tasks.get(unique) or self._tasks.get(unique | abi.UNIQUE_RESEND)
+        if task is not None and task.get_name() == INTERRUPTIBLE:
+            task.cancel()
+
+
+INTERRUPTIBLE = "interruptible"
+"""Name that a task of `FuseServer` takes for as long as it may be cancelled."""
+
+
+async def interruptible(waiting: Coroutine[Any, Any, None]) -> None:
+    """Await something that a signal to the caller may end, inside a handler's coroutine."""
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.get_name()
+    task.set_name(INTERRUPTIBLE)
+    try:
+        await waiting
+    finally:
+        task.set_name(before)

@@ -1,0 +1,291 @@
+"""The kernel half: one device, its cookies, their files, and the mounts made over them."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from pagein.cachefiles.devfs import DeviceFs
+from pagein.cachefiles.device import CachefilesDevice
+from pagein.cachefiles.inuse import no_writer
+from pagein.fscache import Advice, Cookie, FsCache
+from pagein.mounts.blobfs import BlobFs, Export
+from pagein.mounts.erofs import LoopMode, MountError, mount_image, umount_image
+from pagein.mounts.syscalls import mount_at
+
+log = logging.getLogger("pagein.kernelhalf")
+
+Key = tuple[bytes, bytes]
+
+
+@dataclass(eq=False)
+class Mount:
+    """A mount in the table: its directory, what was asked for, what it stands on."""
+
+    target: str
+    labels: list[str]
+    keys: list[Key]
+    exports: list[Export] = field(default_factory=list)
+    """Files it holds; none when it was made directly on complete files."""
+    loop: list[str] = field(default_factory=list)
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A blob to mount: its keys, and what to call it."""
+
+    volume: bytes
+    cookie: bytes
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Deadlines in seconds, and where things are."""
+
+    blob_dir: str
+    timeout: float
+    """For OPEN, CLOSE, mount(2) and umount(2)."""
+    read_timeout: float
+    linger: float
+    """How long to stay with nothing mounted."""
+
+
+class KernelHalf:
+    """Everything one kernel half process serves; owned by `kernelhalf.__main__`."""
+
+    def __init__(
+        self,
+        device_fd: int,
+        blob_fd: int,
+        settings: Settings,
+        *,
+        epoch: int,
+        changed: Callable[[], None],
+        on_close: Callable[[], None],
+    ) -> None:
+        """Serve the two FUSE connections. `epoch` counts the halves there were before."""
+        self.settings = settings
+        self.changed = changed
+        self.device = CachefilesDevice(changed=changed, copen_timeout=settings.timeout)
+        self.device.first_id = (epoch << 20) & 0xFFFFFFFE
+        self.device.first_object_id = (epoch << 16) % 0x7FFF0000 + 1
+        first_handle = (epoch << 40) + 1
+        self.fscache = FsCache(
+            self.device,
+            timeout=settings.timeout,
+            read_timeout=settings.read_timeout,
+            changed=changed,
+        )
+        self.devfs = DeviceFs(
+            device_fd, self.device, first_handle=first_handle, on_close=on_close, changed=changed
+        )
+        self.blobfs = BlobFs(
+            blob_fd,
+            self.fscache,
+            first_handle=first_handle,
+            released=self._released,
+            on_close=on_close,
+            changed=changed,
+        )
+        self.mounts: dict[str, Mount] = {}
+        self.busy = 0
+        """Operations under way that must not be cut off by idleness."""
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Stop serving. Mounts and open files stay for a successor."""
+        await self.blobfs.server.close()
+        await self.devfs.server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def resend(self) -> None:
+        """Have the kernel send again what a predecessor had read and not answered."""
+        self.devfs.server.connection.resend()
+        self.blobfs.server.connection.resend()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is mounted, open or under way."""
+        return not (self.mounts or self.blobfs.exports or self.fscache.cookies or self.busy)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something in a task that is owned until it ends."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("background task failed", exc_info=task.exception())
+
+    # ---- mounting ----------------------------------------------------------------------------
+
+    async def mount(
+        self, target: str, blobs: list[Blob], *, loop: LoopMode = "auto", direct: bool = True
+    ) -> Mount:
+        """Mount the EROFS image of `blobs` (metadata first, then its devices) on `target`.
+
+        Returns when it is usable. Raises OSError with one line for the user: a busy target, no
+        cache, what the daemon or mount(2) said; nothing is left behind then.
+        """
+        self.busy += 1
+        try:
+            await self._wait_bound()
+            self.refresh()
+            if target in self.mounts:
+                raise MountError(errno.EBUSY, f"{target} is already mounted by pagein")
+            mount = Mount(target, [b.label for b in blobs], [(b.volume, b.cookie) for b in blobs])
+            self.mounts[target] = mount
+            try:
+                await self._mount(mount, blobs, loop, direct)
+            except BaseException:
+                self.forget(mount)
+                raise
+            mount.done = True
+            self.changed()
+            return mount
+        finally:
+            self.busy -= 1
+
+    async def _wait_bound(self) -> None:
+        try:
+            async with asyncio.timeout(self.settings.timeout):
+                await self.device.bound.wait()
+        except TimeoutError:
+            pass
+        session = self.device.session
+        if session is None or session.cache is None or session.dead:
+            problem = session.problem if session else "no daemon has opened the device"
+            raise MountError(errno.ENOBUFS, problem)
+
+    async def _mount(self, mount: Mount, blobs: list[Blob], loop: LoopMode, direct: bool) -> None:
+        cookies = await self._acquire(blobs)
+        try:
+            if direct and loop != "always" and all(_alone_and_complete(c) for c in cookies):
+                paths = [_path(cookie) for cookie in cookies]
+                for cookie in cookies:
+                    await self.fscache.relinquish(cookie)
+                cookies = []
+                if await self._mount_directly(mount, paths):
+                    return
+                cookies = await self._acquire(blobs)
+            for cookie in cookies:
+                shared = self.blobfs.find(cookie) is not None
+                mount.exports.append(self.blobfs.export(cookie))
+                if shared:  # a file has its cookie once, however many mounts hold it
+                    await self.fscache.relinquish(cookie)
+        finally:
+            for cookie in cookies[len(mount.exports) :]:
+                await self.fscache.relinquish(cookie)
+        self.changed()
+        files = [os.path.join(self.settings.blob_dir, os.fsdecode(e.name)) for e in mount.exports]
+        made = await mount_image(
+            files[0], files[1:], mount.target, timeout=self.settings.timeout, loop=loop
+        )
+        mount.loop = list(made.loop)
+
+    async def _acquire(self, blobs: list[Blob]) -> list[Cookie]:
+        """One cookie a blob, or the error of the first that failed and none."""
+        found = await asyncio.gather(
+            *(self.fscache.acquire(b.volume, b.cookie, Advice.WANT_CACHE_SIZE) for b in blobs),
+            return_exceptions=True,
+        )
+        for blob, cookie in zip(blobs, found, strict=True):
+            if isinstance(cookie, BaseException):
+                for other in found:
+                    if isinstance(other, Cookie):
+                        await self.fscache.relinquish(other)
+                raise _explain(blob, cookie) from cookie
+        return [cookie for cookie in found if isinstance(cookie, Cookie)]
+
+    async def _mount_directly(self, mount: Mount, paths: list[str]) -> bool:
+        """Mount complete files as they are: no process of ours in the way (decision 7).
+
+        Returns False when somebody writes to one of them, or EROFS cannot be mounted from a file
+        there (ENOTBLK: before 6.12, or a cache on tmpfs).
+        """
+        fds = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
+        try:
+            if not all(no_writer(fd) for fd in fds):
+                return False
+            await mount_image(
+                paths[0], paths[1:], mount.target, timeout=self.settings.timeout, loop="never"
+            )
+        except MountError as problem:
+            if problem.errno == errno.ENOTBLK:
+                return False
+            raise
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    async def umount(self, target: str, *, lazy: bool = False) -> None:
+        """Unmount and wait until its blobs are given back. Raises OSError for the user."""
+        self.busy += 1
+        try:
+            self.refresh()
+            mount = self.mounts.get(target)
+            if mount is None or not mount.done:
+                raise MountError(errno.EINVAL, f"{target} is not mounted by pagein")
+            await umount_image(target, timeout=self.settings.timeout, lazy=lazy)
+            exports = list(mount.exports)
+            self.forget(mount)
+            await self._gone(exports)
+        finally:
+            self.busy -= 1
+
+    async def _gone(self, exports: list[Export]) -> None:
+        """Wait a moment for the last close of files that only this mount had open."""
+        for _ in range(100):
+            waiting = [e for e in exports if e.node in self.blobfs.exports and not e.holds]
+            if not waiting and not self._tasks:
+                return
+            await asyncio.sleep(0.02)
+
+    def refresh(self) -> None:
+        """Forget mounts that somebody else has unmounted."""
+        for mount in list(self.mounts.values()):
+            if not mount.done:
+                continue
+            entry = mount_at(mount.target)
+            if entry is None or entry.fstype != "erofs":
+                self.forget(mount)
+
+    def forget(self, mount: Mount) -> None:
+        """Take a mount out of the table and let go of its files."""
+        if self.mounts.get(mount.target) is mount:
+            del self.mounts[mount.target]
+        for export in mount.exports:
+            self.blobfs.let_go(export)
+        self.changed()
+
+    def _released(self, export: Export) -> None:
+        """The last user of a blob's file is gone: give its cookie back."""
+        self.spawn(self.fscache.relinquish(export.cookie))
+
+
+def _alone_and_complete(cookie: Cookie) -> bool:
+    return cookie.users == 1 and cookie.size > 0 and cookie.file.complete
+
+
+def _path(cookie: Cookie) -> str:
+    return os.fsdecode(cookie.file.cache.path_of(cookie.object.path))
+
+
+def _explain(blob: Blob, problem: BaseException) -> OSError:
+    """What the daemon answered is kept from the netfs, but the user should see it."""
+    cause = problem.__cause__ if isinstance(problem.__cause__, OSError) else problem
+    number = problem.errno if isinstance(problem, OSError) else errno.EIO
+    text = cause.strerror if isinstance(cause, OSError) else str(cause)
+    return MountError(number or errno.EIO, f"{blob.label}: {text}")

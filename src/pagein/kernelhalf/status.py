@@ -1,0 +1,80 @@
+"""What `pagein status` shows of the kernel half, as plain values."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from pagein.fscache import Cookie
+from pagein.kernelhalf.half import KernelHalf
+from pagein.protocol.messages import Opcode
+
+
+def status(half: KernelHalf) -> dict[str, Any]:
+    """Blobs with sizes in bytes, mounts, and the oldest waiting read (age in seconds)."""
+    session = half.device.session
+    return {
+        "pid": os.getpid(),
+        "cache": os.fsdecode(session.dir) if session and session.dir else None,
+        "problem": session.problem if session and session.cache is None else None,
+        "dead": bool(session and session.dead),
+        "fuse_requests": {
+            "device": half.devfs.server.requests,
+            "blobs": half.blobfs.server.requests,
+        },
+        "blobs": [
+            _blob(cookie, sum(e.reads for e in half.blobfs.exports.values() if e.cookie is cookie))
+            for cookie in half.fscache.cookies.values()
+        ],
+        "mounts": [
+            {
+                "target": mount.target,
+                "sources": mount.labels,
+                "direct": mount.done and not mount.exports,
+                "blobs": [[_text(volume), _text(cookie)] for volume, cookie in mount.keys],
+            }
+            for mount in half.mounts.values()
+        ],
+        "oldest_read": _oldest_read(half),
+    }
+
+
+def _text(key: bytes) -> str:
+    return key.decode(errors="backslashreplace")
+
+
+def _blob(cookie: Cookie, reads: int) -> dict[str, Any]:
+    file = cookie.file
+    resident = min(file.present.total, cookie.size)
+    return {
+        "volume": _text(cookie.key[0]),
+        "cookie": _text(cookie.key[1]),
+        "size": cookie.size,
+        "resident": resident,
+        "written": file.written,
+        "reads": reads,
+        "requests": cookie.object.requests,
+        "state": cookie.object.state.name,
+        "users": cookie.users,
+    }
+
+
+def _oldest_read(half: KernelHalf) -> dict[str, Any] | None:
+    session = half.device.session
+    waiting = [
+        request
+        for request in (session.requests.pending.values() if session else ())
+        if request.opcode is Opcode.READ
+    ]
+    if not waiting:
+        return None
+    oldest = min(waiting, key=lambda request: request.since)
+    return {
+        "age": round(time.monotonic() - oldest.since, 3),
+        "pid": oldest.pid,
+        "cookie": _text(oldest.object.cookie_key),
+        "off": oldest.off,
+        "len": oldest.len,
+        "waiting": len(waiting),
+    }

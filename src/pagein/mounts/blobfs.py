@@ -1,0 +1,211 @@
+"""Blobs as files: a FUSE directory with one read-only file per cookie, for kernel EROFS to mount.
+
+Failure rule: a read returns the right bytes, waits, or fails EIO. Never a short read, which EROFS
+would fill up with zeros, and never a byte of a hole. Files are FOPEN_DIRECT_IO: EROFS caches, so
+nothing is cached twice, and a warm read comes nowhere near this process (facts frontends 4).
+
+This adapter does not decide what is fetched or when: it asks the cookie.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import mmap
+import stat
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from pagein.cachefiles.ondemand import error
+from pagein.fscache import Cookie, FsCache
+from pagein.fuse import abi
+from pagein.fuse.server import Body, FuseServer, interruptible
+
+_STREAM_STEP = 8 << 20
+"""Bytes of a stream after which the backing file's page cache behind it is let go."""
+_KEPT_BUFFERS = 8
+MAX_READ = 1 << 20
+
+
+@dataclass(eq=False, slots=True)
+class Export:
+    """One cookie as a file of this directory."""
+
+    node: int
+    name: bytes
+    cookie: Cookie
+    holds: int = 0
+    """Mounts being made or standing that need the file."""
+    handles: set[int] = field(default_factory=set)
+    """Open file descriptions: each EROFS mount has one."""
+    reads: int = 0
+    stream_at: int = 0
+    dropped_to: int = 0
+
+
+class BlobFs:
+    """Serves exported cookies on a FUSE connection."""
+
+    def __init__(
+        self,
+        fd: int,
+        fscache: FsCache,
+        *,
+        first_handle: int = 1,
+        released: Callable[[Export], None],
+        on_close: Callable[[], None] | None = None,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`released` is called when the last open of an export ends and no mount holds it."""
+        self.fscache = fscache
+        self.exports: dict[int, Export] = {}
+        self._next_node = 2
+        self._next_handle = first_handle
+        self._released = released
+        self._changed = changed
+        self._buffers: list[mmap.mmap] = []
+        op = abi.Opcode
+        self.server = FuseServer(
+            fd,
+            {
+                op.LOOKUP: self._lookup,
+                op.GETATTR: lambda r: abi.attr_out(self._attr(r.nodeid), valid=abi.FOREVER),
+                op.OPEN: self._open,
+                op.READ: self._read,
+                op.RELEASE: self._release,
+                op.STATFS: lambda _: abi.statfs_out(),
+                op.OPENDIR: lambda _: abi.open_out(0),
+                op.RELEASEDIR: lambda _: b"",
+                op.READDIR: self._readdir,
+            },
+            on_close,
+        )
+
+    # ---- exports -----------------------------------------------------------------------------
+
+    def find(self, cookie: Cookie) -> Export | None:
+        """The export of a cookie, if it has one."""
+        for export in self.exports.values():
+            if export.cookie is cookie:
+                return export
+        return None
+
+    def export(self, cookie: Cookie) -> Export:
+        """The file of a cookie, made on first use, held until `let_go`."""
+        export = self.find(cookie)
+        if export is None:
+            name = b"%d" % self._next_node
+            export = self.add(Export(self._next_node, name, cookie))
+        export.holds += 1
+        return export
+
+    def add(self, export: Export) -> Export:
+        """Take an export up as it is: a new one, or a predecessor's."""
+        self.exports[export.node] = export
+        self._next_node = max(self._next_node, export.node + 1)
+        return export
+
+    def let_go(self, export: Export) -> None:
+        """A mount that held the file is gone."""
+        export.holds -= 1
+        self.check_released(export)
+
+    def check_released(self, export: Export) -> None:
+        """Give an export back that no mount holds and nobody has open."""
+        if not export.holds and not export.handles and export.node in self.exports:
+            del self.exports[export.node]
+            self._released(export)
+        self._changed()
+
+    # ---- names and attributes ----------------------------------------------------------------
+
+    def _export(self, node: int) -> Export:
+        export = self.exports.get(node)
+        if export is None:
+            raise error(errno.ENOENT)
+        return export
+
+    def _attr(self, node: int) -> abi.Attr:
+        if node == abi.ROOT_ID:
+            return abi.Attr(node, stat.S_IFDIR | 0o700, nlink=2)
+        return abi.Attr(node, stat.S_IFREG | 0o400, size=self._export(node).cookie.length)
+
+    def _lookup(self, request: abi.Request) -> bytes:
+        name = abi.name(request.body)
+        for export in self.exports.values():
+            if export.name == name:
+                return abi.entry_out(self._attr(export.node), attr_valid=abi.FOREVER)
+        raise error(errno.ENOENT)
+
+    def _readdir(self, request: abi.Request) -> bytes:
+        entries = [(e.node, stat.S_IFREG, e.name) for e in self.exports.values()]
+        wanted = abi.ReadIn.parse(request.body)
+        return abi.dirents(entries, wanted.offset, wanted.size)
+
+    def _open(self, request: abi.Request) -> bytes:
+        export = self._export(request.nodeid)
+        if abi.OpenIn.parse(request.body).flags & 3:
+            raise error(errno.EACCES)
+        handle = self._next_handle
+        self._next_handle += 1
+        export.handles.add(handle)
+        self._changed()
+        return abi.open_out(handle, abi.Fopen.DIRECT_IO | abi.Fopen.NOFLUSH)
+
+    def _release(self, request: abi.Request) -> bytes:
+        export = self.exports.get(request.nodeid)
+        if export is not None:
+            export.handles.discard(abi.ReleaseIn.parse(request.body).fh)
+            self.check_released(export)
+        return b""
+
+    # ---- reading -----------------------------------------------------------------------------
+
+    def _read(self, request: abi.Request) -> Body | Coroutine[Any, Any, Body]:
+        wanted = abi.ReadIn.parse(request.body)
+        export = self._export(request.nodeid)
+        export.reads += 1
+        cookie, length = export.cookie, wanted.size
+        if wanted.offset + length > cookie.length:
+            # Of an image longer than its blob. Whatever is short here, EROFS fills with zeros.
+            raise error(errno.EIO)
+        if cookie.present(wanted.offset, length):
+            buffer = self._take_buffer()
+            view = memoryview(buffer)[:length]
+            if cookie.file.read_now([view], wanted.offset) == length:
+                self.server.connection.reply(request.unique, view)
+                view.release()
+                self._buffers.append(buffer)
+                self._follow_stream(export, wanted.offset, length)
+                return self.server.ANSWERED
+            view.release()
+            self._buffers.append(buffer)
+        return self._read_slowly(export, wanted.offset, length, request.pid)
+
+    async def _read_slowly(self, export: Export, offset: int, length: int, pid: int) -> Body:
+        cookie = export.cookie
+        if not cookie.present(offset, length):
+            await interruptible(self.fscache.make_present(cookie, offset, length, pid))
+        data = bytearray(length)
+        loop = asyncio.get_running_loop()
+        got = await loop.run_in_executor(None, cookie.file.read, [memoryview(data)], offset)
+        if got != length:
+            raise error(errno.EIO)  # a short read would be taken for zeros
+        self._follow_stream(export, offset, length)
+        return [data]
+
+    def _take_buffer(self) -> mmap.mmap:
+        return self._buffers.pop() if self._buffers else mmap.mmap(-1, MAX_READ)
+
+    def _follow_stream(self, export: Export, offset: int, length: int) -> None:
+        """Let go of the backing file's pages behind a stream: EROFS has them in its own cache."""
+        if offset != export.stream_at:
+            export.dropped_to = offset
+        export.stream_at = offset + length
+        behind = export.stream_at - export.dropped_to
+        if behind >= _STREAM_STEP:
+            asyncio.get_running_loop().run_in_executor(
+                None, export.cookie.file.drop_page_cache, export.dropped_to, behind
+            )
+            export.dropped_to = export.stream_at

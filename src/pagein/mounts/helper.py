@@ -1,0 +1,234 @@
+"""The process in which mounts are made: ``python -m pagein.mounts.helper``, one job each.
+
+It reads one JSON job on stdin and answers with one JSON line on stdout:
+
+    {"op": "mount", "primary": PATH, "devices": [PATH, ...], "target": DIR,
+     "options": [TEXT, ...], "loop": "auto" | "always" | "never"}
+    {"op": "umount", "target": DIR, "lazy": false}
+
+    {"ok": true, "loop": [DEVICE, ...]}
+    {"ok": false, "errno": N, "message": TEXT}
+
+Standard library only, so that it starts fast. It may be killed at any time: its loop devices go
+with it unless they are mounted. A mount whose answer nobody takes any more is undone.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+from pagein.mounts import superblock, syscalls
+
+ATTRIBUTES: Final = (
+    syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+)
+"""An image's metadata comes from elsewhere: no set-uid programs, no device nodes, ever."""
+
+_REQUIRED: Final = frozenset({"ro", "nosuid", "nodev"})
+
+
+def _fail(number: int, message: str) -> OSError:
+    return OSError(number, message)
+
+
+def _read(path: str, length: int, offset: int) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        mode = os.fstat(fd).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise _fail(errno.EINVAL, f"{path} is neither a file nor a block device")
+        return os.pread(fd, length, offset)
+    finally:
+        os.close(fd)
+
+
+def _length(path: str) -> int:
+    """Return the size of a file or block device in bytes; OSError when it is not there."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        return os.lseek(fd, 0, os.SEEK_END)
+    finally:
+        os.close(fd)
+
+
+def _is_block_device(path: str) -> bool:
+    return stat.S_ISBLK(os.stat(path).st_mode)
+
+
+def _check_target(target: str) -> None:
+    try:
+        mode = os.stat(target).st_mode
+    except FileNotFoundError:
+        raise _fail(errno.ENOENT, f"mount point {target} does not exist") from None
+    if not stat.S_ISDIR(mode):
+        raise _fail(errno.ENOTDIR, f"mount point {target} is not a directory")
+    # The kernel would stack a second file system on top and hide the first.
+    mounted = syscalls.mount_at(target)
+    if mounted is not None:
+        text = f"mount point {target} is busy: {mounted.source} ({mounted.fstype}) is mounted there"
+        raise _fail(errno.EBUSY, text)
+
+
+def _check_image(primary: str, devices: Sequence[str]) -> None:
+    """Say exactly what the kernel would answer with a bare EINVAL, or find out later.
+
+    Without any ``device=`` the kernel mounts an image that wants some, and every read of a file
+    fails (facts frontends 2); one that is too short mounts too.
+    """
+    try:
+        found = superblock.superblock(_read(primary, superblock.SIZE, superblock.OFFSET))
+    except ValueError as error:
+        raise _fail(errno.EINVAL, f"{primary} is {error}") from None
+    if found.extra_devices != len(devices):
+        text = f"{primary} wants {found.extra_devices} data device(s), {len(devices)} given"
+        raise _fail(errno.EINVAL, text)
+    _check_length(primary, found.length)
+    for index, device in enumerate(devices):
+        at = found.table + index * superblock.SLOT_SIZE
+        slot = _read(primary, superblock.SLOT_SIZE, at)
+        if len(slot) < superblock.SLOT_SIZE:
+            raise _fail(errno.EINVAL, f"{primary} ends within its device table")
+        _check_length(device, found.device_length(slot))
+
+
+def _check_length(path: str, least: int) -> None:
+    length = _length(path)
+    if length < least:
+        raise _fail(errno.EINVAL, f"{path} has {length} bytes, the image says {least}: cut off?")
+
+
+def _key_value(option: str) -> tuple[str, str | None]:
+    key, equals, value = option.partition("=")
+    return key, value if equals else None
+
+
+def _mount_erofs(primary: str, devices: Sequence[str], target: str, options: Sequence[str]) -> None:
+    with contextlib.ExitStack() as opened:
+
+        def name(device: str) -> str:
+            """A name that fits; the kernel wants it only until the mount is made."""
+            if len(os.fsencode(device)) <= syscalls.MAX_VALUE:
+                return device
+            fd = os.open(device, os.O_PATH | os.O_CLOEXEC)
+            opened.callback(os.close, fd)
+            return f"/proc/self/fd/{fd}"
+
+        settings = [_key_value(option) for option in options]
+        settings += [("device", name(device)) for device in devices]
+        try:
+            syscalls.mount_in_steps(primary, target, "erofs", ATTRIBUTES, settings)
+        except OSError as error:
+            raise _explain(error, primary) from None
+    # /proc/self/mountinfo does not list the devices; that their number is the image's was checked
+    # before. What it does list must be what was asked for.
+    entry = syscalls.mount_at(target)
+    wanted = entry is not None and entry.fstype == "erofs" and entry.source == primary
+    if entry is None or not wanted or not _REQUIRED.issubset(entry.options):
+        with contextlib.suppress(OSError):
+            syscalls.umount(target, syscalls.UMOUNT_NOFOLLOW)
+        raise _fail(errno.EIO, f"{target} was mounted, but is not what was asked for: {entry}")
+
+
+def _mount_loop(
+    primary: str, devices: Sequence[str], target: str, options: Sequence[str]
+) -> list[str]:
+    """Mount through loop devices; what is a block device already stays one."""
+    with contextlib.ExitStack() as held:
+        made: list[str] = []
+
+        def block(path: str) -> str:
+            if _is_block_device(path):
+                return path
+            device = syscalls.attach_loop(path)
+            held.callback(device.close)  # autoclear: the mount is what holds it from then on
+            made.append(device.path)
+            return device.path
+
+        source = block(primary)
+        _mount_erofs(source, [block(device) for device in devices], target, options)
+        return made
+
+
+def mount(job: dict[str, Any]) -> list[str]:
+    """Mount an EROFS image and return the loop devices taken; OSError says why not."""
+    primary, devices, mode = job["primary"], job["devices"], job["loop"]
+    target = os.path.realpath(job["target"])
+    options = job.get("options", [])
+    _check_target(target)
+    _check_image(primary, devices)
+    if mode == "always":
+        return _mount_loop(primary, devices, target, options)
+    try:
+        _mount_erofs(primary, devices, target, options)
+    except OSError as error:
+        # ENOTBLK: before 6.12, or without EROFS_FS_BACKED_BY_FILE, or a stacked file system.
+        if error.errno != errno.ENOTBLK or mode != "auto":
+            raise
+        return _mount_loop(primary, devices, target, options)
+    return []
+
+
+def _explain(error: OSError, primary: str) -> OSError:
+    texts = {
+        errno.ENOTBLK: 'this kernel does not mount EROFS from a file, and loop is "never"',
+        errno.ENODEV: "this kernel has no EROFS",
+        errno.EINVAL: "not an EROFS image of a kind this kernel knows, or wrong devices",
+        errno.EPERM: "mounting is not permitted: not root?",
+    }
+    number = error.errno or errno.EIO
+    text = texts.get(number)
+    # What the kernel itself says of this mount, when it does, is nearer to the cause.
+    said = error.strerror if error.strerror != os.strerror(number) else None
+    return _fail(number, f"{primary}: {', '.join(filter(None, [text, said])) or error.strerror}")
+
+
+def umount(job: dict[str, Any]) -> list[str]:
+    """Undo a mount; OSError EINVAL when there is none, EBUSY when it is in use."""
+    target = os.path.realpath(job["target"])
+    flags = syscalls.UMOUNT_NOFOLLOW | (syscalls.MNT_DETACH if job.get("lazy") else 0)
+    try:
+        syscalls.umount(target, flags)
+    except OSError as error:
+        texts = {
+            errno.EINVAL: f"{target} is not a mount point",
+            errno.ENOENT: f"mount point {target} does not exist",
+            errno.EBUSY: f"{target} is in use",
+        }
+        number = error.errno or errno.EIO
+        raise _fail(number, texts.get(number, f"{target}: {error.strerror}")) from None
+    return []
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Do one job and return its answer."""
+    try:
+        operation = {"mount": mount, "umount": umount}[job["op"]]
+        return {"ok": True, "loop": operation(job)}
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        return {
+            "ok": False,
+            "errno": error.errno or errno.EIO,
+            "message": f"{name}{error.strerror}",
+        }
+
+
+def main() -> None:
+    """Answer the job on stdin; undo a mount when its owner has gone meanwhile."""
+    job = json.load(sys.stdin)
+    answer = run(job)
+    try:
+        os.write(sys.stdout.fileno(), json.dumps(answer).encode() + b"\n")
+    except BrokenPipeError:
+        if job["op"] == "mount" and answer["ok"]:
+            syscalls.umount(os.path.realpath(job["target"]), syscalls.UMOUNT_NOFOLLOW)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What the fill engine asks of a source of bytes, and the one error it gets."""
+
+from __future__ import annotations
+
+import errno
+import re
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+
+STREAM_PIECE = 1 << 20
+"""Bytes of one piece of the default `Origin.stream`."""
+
+_USERINFO = re.compile(r"^([a-z][a-z0-9+.-]*://)[^/?#]*@", re.IGNORECASE)
+# Presigned links carry their secret in the query: X-Amz-Signature, X-Goog-Credential, sig, token.
+_SECRET = re.compile(
+    r"([?&][^=&#]*(?:sig|token|cred|secret|passw|api_?key)[^=&#]*=)[^&#]*", re.IGNORECASE
+)
+
+
+def redact(source: str) -> str:
+    """`source` as it may be shown and logged: without user, password and signed query values."""
+    if "://" not in source:
+        return source  # a path
+    return _SECRET.sub(r"\1***", _USERINFO.sub(r"\1", source))
+
+
+class OriginError(OSError):
+    """A source did not give what was asked; `str()` is one line that names it and the cause.
+
+    `retry` tells whether the same request may succeed before the deadline: it is false where
+    only a person can help (a missing file, changed content, a server without ranges).
+    """
+
+    retry: bool
+
+    def __init__(self, errno_: int, message: str, *, retry: bool = False) -> None:
+        super().__init__(errno_, message)
+        self.retry = retry
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+    @classmethod
+    def of(
+        cls, source: str, cause: str, *, errno: int = errno.EIO, retry: bool = False
+    ) -> OriginError:
+        """The error for `source`, which is redacted here so that no caller can forget it."""
+        return cls(errno, f"{redact(source)}: {cause}", retry=retry)
+
+
+def check_range(source: str, offset: int, length: int, size: int) -> None:
+    """Raise OriginError (EINVAL) unless [offset, offset + length) lies within `size` bytes."""
+    if offset < 0 or length < 0 or offset + length > size:
+        cause = f"{length} bytes at {offset} were asked of {size}"
+        raise OriginError.of(source, cause, errno=errno.EINVAL)
+
+
+class Origin(ABC):
+    """A blob that never changes. Two methods make one; offsets and lengths are in bytes."""
+
+    @abstractmethod
+    async def size(self) -> int:
+        """The blob's size in bytes; OSError when it cannot be had."""
+
+    @abstractmethod
+    async def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes from `offset`, or OSError. Never fewer, never others."""
+
+    async def stream(self, offset: int, length: int) -> AsyncIterator[bytes | memoryview]:
+        """The bytes of `read` in pieces, in order, as they arrive; OSError when they stop early.
+
+        A caller that leaves before the end closes the iterator (`contextlib.aclosing`).
+        """
+        end = offset + length
+        while offset < end:
+            piece = await self.read(offset, min(STREAM_PIECE, end - offset))
+            offset += len(piece)
+            yield piece
+
+    async def close(self) -> None:
+        """Give back what the origin holds. Twice is fine; other calls are over by then."""
+        return None
