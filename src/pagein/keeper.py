@@ -101,12 +101,17 @@ class Half:
                     failures = 0
                     break
 
+    def terminate(self) -> None:
+        """Tell it to end."""
+        if self.process is not None and self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.terminate()
+
     async def stop(self) -> None:
         """End it: SIGTERM, then SIGKILL."""
-        if self.process is None or self.process.returncode is not None:
+        if self.process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            self.process.terminate()
+        self.terminate()
         try:
             await asyncio.wait_for(self.process.wait(), STOP_TIMEOUT)
         except TimeoutError:
@@ -226,6 +231,8 @@ class Keeper:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await halves[0].stop()
+            for half in halves[1:]:
+                half.terminate()
             # Without a server a call on the device would wait for ever: end the connections.
             self.connections.close()
             for half in halves[1:]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -87,8 +88,8 @@ async def settle() -> None:
 
 
 def content(size: int) -> bytes:
-    """Bytes of which no two pages are equal."""
-    return b"".join(b"%08d" % index for index in range(-(-size // 8)))[:size]
+    """Bytes of which no two pages are equal, and none is all zeros."""
+    return array("Q", range(1, -(-size // 8) + 1)).tobytes()[:size]
 
 
 @dataclass

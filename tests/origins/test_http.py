@@ -289,12 +289,14 @@ async def resolved(source: str) -> object:
 
 
 def answer_with(
-    raw: bytes, ask: Callable[[str], Coroutine[Any, Any, object]] = resolved
+    raw: bytes,
+    ask: Callable[[str], Coroutine[Any, Any, object]] = resolved,
+    wait_for: bytes = b"\r\n\r\n",
 ) -> Callable[[], Coroutine[Any, Any, OriginError]]:
     """What `ask` says to a server that answers exactly `raw`."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
+        await (reader.readuntil(wait_for) if wait_for else reader.read(1024))
         writer.write(raw)
         writer.close()
 
@@ -342,13 +344,15 @@ def test_a_name_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "host name is not known" in str(error)
 
 
-def test_https_to_a_server_without_tls() -> None:
-    async def main() -> None:
-        async with WebServer({"/x": DATA}) as server:
-            source = server.url("/x").replace("http:", "https:")
-            assert "TLS could not be set up" in str(await failure(resolve(source, timeout=PATIENT)))
-
-    asyncio.run(main())
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [(b"HTTP/1.1 400 no\r\n\r\n", "TLS could not be set up"), (b"", "connection reset by peer")],
+)
+def test_https_to_a_server_without_tls(answer: bytes, text: str) -> None:
+    main = answer_with(answer, lambda url: resolved(url.replace("http:", "https:")), wait_for=b"")
+    error = asyncio.run(main())
+    assert text in str(error)
+    assert error.retry
 
 
 @pytest.mark.parametrize(

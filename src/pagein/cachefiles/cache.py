@@ -11,6 +11,7 @@ import errno
 import fcntl
 import logging
 import os
+import tempfile
 
 from pagein.cachefiles import namei, xattr
 from pagein.cachefiles.backing import BackingFile
@@ -84,25 +85,26 @@ class Cache:
 
     def prepare_volume(self, volume_key: bytes) -> None:
         """Make or check a volume's directory; ENOBUFS when it cannot be used (facts 7.3)."""
-        relative = namei.CACHE_DIR + b"/" + namei.volume_name(volume_key)
-        path = self.path_of(relative)
-        try:
-            os.mkdir(path, 0o700)
-            os.setxattr(path, xattr.NAME, xattr.VOLUME_COHERENCY)
-        except FileExistsError:
-            self._check_volume(path)
-
-    def _check_volume(self, path: bytes) -> None:
+        path = self.path_of(namei.CACHE_DIR + b"/" + namei.volume_name(volume_key))
+        if not os.path.lexists(path):
+            self._make_volume(path)
         try:
             value = os.getxattr(path, xattr.NAME, follow_symlinks=False)
-        except OSError as error:
-            if error.errno == errno.ENODATA and self.shared:
-                # Another process made the directory a moment ago and writes the attribute next.
-                os.setxattr(path, xattr.NAME, xattr.VOLUME_COHERENCY)
-                return
+        except OSError:
             raise OSError(errno.ENOBUFS, "unusable volume directory", os.fsdecode(path)) from None
         if value != xattr.VOLUME_COHERENCY or not os.path.isdir(path):
             raise OSError(errno.ENOBUFS, "volume of another kind", os.fsdecode(path))
+
+    def _make_volume(self, path: bytes) -> None:
+        """With its attribute or not at all: without it a volume could never be used again."""
+        made = tempfile.mkdtemp(dir=self.path_of(namei.GRAVEYARD_DIR))
+        try:
+            os.setxattr(made, xattr.NAME, xattr.VOLUME_COHERENCY)
+            os.rename(made, path)
+        except OSError as problem:
+            os.rmdir(made)
+            if problem.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another was faster
+                raise
 
     def find(self, relative: bytes) -> int | None:
         """Open an object's file, or None when there is none. The caller owns the fd."""

@@ -25,7 +25,7 @@ from typing import Any
 import pagein.origins.file
 import pagein.origins.http
 from pagein.control import Answer, ControlServer
-from pagein.daemon.device import Device
+from pagein.daemon.device import Device, DeviceDead
 from pagein.daemon.filedevice import FileDevice
 from pagein.daemon.loop import Daemon
 from pagein.daemon.records import Records
@@ -149,5 +149,9 @@ def main() -> int:
         process = Process(device, cache=options.cache, timeout=options.timeout)
         await _run(process, socket.socket(fileno=options.control_fd), options.ready_fd)
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except DeviceDead as problem:
+        log.error("%s", problem.strerror)
+        return 1
     return 0

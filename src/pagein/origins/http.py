@@ -314,9 +314,10 @@ def _translate(source: str, exc: Exception) -> OriginError:
         case aiohttp.ClientConnectorDNSError():
             cause, number, retry = "the host name is not known", errno.EHOSTUNREACH, True
         case aiohttp.ClientConnectorError():
-            number = exc.os_error.errno or errno.EIO
-            what = os.strerror(number).lower()
-            cause, retry = f"cannot connect: {what}: is the server running?", True
+            # No errno: asyncio's own error for a connection closed during the TLS handshake.
+            number = exc.os_error.errno or errno.ECONNRESET
+            cause = f"cannot connect: {os.strerror(number).lower()}: is the server running?"
+            retry = True
         case aiohttp.TooManyRedirects():
             cause, number, retry = "redirects too many times", errno.ELOOP, False
         case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError() | ValueError():

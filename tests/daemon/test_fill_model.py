@@ -1,0 +1,143 @@
+"""The fill engine against a model: anything may fail, hang or be cancelled, at any moment.
+
+Checked by the fakes while it runs: no byte is fetched twice at once, none is written twice, memory
+that is being written does not change. Checked here: every read is over by its deadline; one that
+succeeded has its bytes in the cache; the cache holds nothing but what the origin has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.daemon.helpers import (
+    KIB,
+    MIB,
+    Cache,
+    FakeOrigin,
+    Get,
+    content,
+    final,
+    make_fill,
+    now,
+    passing,
+    run,
+)
+
+from pagein.daemon.buffers import Budget
+
+TIMEOUT = 10.0
+SIZE = 2 * MIB + 1234
+DATA = content(SIZE)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A read that begins `after` seconds after the last one, cancelled after `patience`."""
+
+    off: int
+    length: int
+    after: float
+    patience: float | None
+
+
+GETS = st.one_of(
+    st.builds(Get, piece=st.sampled_from([1000, 4096, 64 * KIB, MIB]), delay=st.floats(0, 0.5)),
+    st.builds(
+        Get,
+        piece=st.sampled_from([1000, 64 * KIB]),
+        delay=st.floats(0, 2.0),
+        stop=st.integers(0, 200 * KIB),
+        error=st.sampled_from([None, passing(), final(), ValueError("a bug"), OSError(5, "io")]),
+    ),
+    st.builds(Get, stop=st.integers(0, 100 * KIB), hang=st.just(True)),
+    st.builds(Get, extra=st.integers(1, 5000)),
+    st.builds(Get, stop=st.integers(0, 50 * KIB), empty=st.just(True), hang=st.just(True)),
+)
+STEPS = st.lists(
+    st.builds(
+        Step,
+        off=st.one_of(st.integers(0, SIZE + 8192), st.integers(0, 40).map(lambda n: n * 16 * KIB)),
+        length=st.one_of(st.just(4096), st.integers(0, 300 * KIB)),
+        after=st.one_of(st.just(0.0), st.floats(0, 3.0)),
+        patience=st.one_of(st.none(), st.floats(0, 2.0)),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+@settings(max_examples=150)
+@given(
+    steps=STEPS,
+    gets=st.lists(GETS, max_size=30),
+    write_errors=st.sets(st.integers(0, 20), max_size=3),
+    write_delay=st.sampled_from([0.0, 0.01, 1.0]),
+    buffers=st.integers(2, 8),
+    close_after=st.one_of(st.none(), st.floats(0, 20)),
+)
+def test_whatever_happens_the_bytes_are_right_and_nobody_waits_for_ever(
+    steps: list[Step],
+    gets: list[Get],
+    write_errors: set[int],
+    write_delay: float,
+    buffers: int,
+    close_after: float | None,
+) -> None:
+    plan, writes = iter(gets), iter(range(1 << 30))
+
+    def fail(_offset: int, _length: int) -> BaseException | None:
+        return OSError(105, "no space") if next(writes) in write_errors else None
+
+    async def main() -> None:
+        origin = FakeOrigin(DATA, lambda *_: next(plan, Get()))
+        cache = Cache(SIZE, delay=write_delay, behave=fail)
+        # Small buffers make every case of "the buffer is full" happen within a small blob.
+        budget = Budget(buffers * 64 * KIB, buffer_size=64 * KIB, ahead=1)
+        fill = make_fill(origin, cache, timeout=TIMEOUT, budget=budget)
+        reads = []
+        for step in steps:
+            await asyncio.sleep(step.after)
+            reads.append(asyncio.create_task(_one(fill, cache, step)))
+        if close_after is not None:
+            await asyncio.sleep(close_after)
+            await fill.close()
+        await asyncio.gather(*reads)
+        if close_after is None:
+            await asyncio.sleep(TIMEOUT)
+            calm = OSError
+            for _ in range(len(gets) + len(write_errors) + 1):
+                try:  # once the faults are used up, everything can be had
+                    await fill.read(0, SIZE)
+                    break
+                except calm:
+                    await asyncio.sleep(1.0)
+            else:
+                raise AssertionError("the blob cannot be read any more")
+            assert cache.held.covers(0, SIZE)
+        await fill.close()
+        cache.check(DATA)
+        assert origin.running == [] and cache.running == 0
+        assert not budget._running and not budget._urgent
+        assert budget._left + len(budget._free) == buffers
+
+    run(main())
+
+
+async def _one(fill: Any, cache: Cache, step: Step) -> None:
+    began = now()
+    try:
+        async with asyncio.timeout(step.patience):
+            await fill.read(step.off, step.length)
+    except TimeoutError:
+        return  # the reader's patience, or the origin's ETIMEDOUT
+    except OSError:
+        assert now() - began <= TIMEOUT
+        return
+    assert now() - began <= TIMEOUT
+    if step.length:
+        end = min(step.off + step.length, SIZE)
+        assert cache.held.covers(min(step.off, end), end)
