@@ -1,0 +1,34 @@
+"""On-demand read: files of remote images, fetched when they are read.
+
+`open` and `aopen` read remote files through a local cache; `Daemon` and `Origin` are what a daemon
+of one's own is made of. Names are imported when first used, so that `import pagein` is cheap.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pagein.daemon.loop import Daemon
+    from pagein.library import AsyncBlobFile, BlobFile, aopen, open
+    from pagein.origins.base import Origin, OriginError
+
+__all__ = ["AsyncBlobFile", "BlobFile", "Daemon", "Origin", "OriginError", "aopen", "open"]
+
+_WHERE = {
+    "AsyncBlobFile": "pagein.library",
+    "BlobFile": "pagein.library",
+    "Daemon": "pagein.daemon.loop",
+    "Origin": "pagein.origins.base",
+    "OriginError": "pagein.origins.base",
+    "aopen": "pagein.library",
+    "open": "pagein.library",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_WHERE[name]), name)

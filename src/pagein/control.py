@@ -8,12 +8,13 @@ halves there is the device and nothing else. Questions are `{"op": ..., ...}`, a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 log = logging.getLogger("pagein.control")
@@ -21,6 +22,7 @@ log = logging.getLogger("pagein.control")
 Answer = dict[str, Any]
 Handler = Callable[[dict[str, Any]], Awaitable[Answer]]
 MAX_LINE = 1 << 20
+_CONNECT_TIMEOUT = 10.0
 
 
 class ControlError(OSError):
@@ -45,9 +47,9 @@ class ControlServer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
-    def busy(self) -> bool:
-        """Whether anybody is connected."""
-        return bool(self._tasks)
+    def connections(self) -> int:
+        """How many are connected. A command holds its connection for as long as it runs."""
+        return len(self._tasks)
 
     async def start(self) -> None:
         """Begin to answer."""
@@ -94,13 +96,24 @@ class ControlServer:
             return {"ok": False, "errno": errno.EIO, "error": message_of(problem)}
 
 
+@contextlib.contextmanager
+def _short(path: str) -> Iterator[str]:
+    """A name for `path` that fits a socket address, which has room for 107 bytes."""
+    fd = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{fd}/{os.path.basename(path)}"
+    finally:
+        os.close(fd)
+
+
 def listen(path: str) -> socket.socket:
     """A listening Unix socket at `path`, in place of what a dead one left there."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         if os.path.exists(path):
             os.unlink(path)
-        sock.bind(path)
+        with _short(path) as name:
+            sock.bind(name)
         sock.listen(64)
     except BaseException:
         sock.close()
@@ -108,27 +121,53 @@ def listen(path: str) -> socket.socket:
     return sock
 
 
-def ask(path: str, question: dict[str, Any], *, timeout: float) -> Answer:
-    """Ask one question and return the answer; for programs without a loop.
+class Connection:
+    """A connection to a half, for programs without a loop; as long as it is open, it stays."""
 
-    Raises ControlError: what the half answered, ETIMEDOUT after `timeout` seconds, ECONNRESET
-    when it went away before it answered, ENOENT or ECONNREFUSED when nobody listens.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
-        sock.settimeout(timeout)
+    def __init__(self, path: str) -> None:
+        """Connect. Raises ControlError ENOENT or ECONNREFUSED when nobody listens."""
+        self._path = path
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            sock.connect(path)
-            sock.sendall(json.dumps(question).encode() + b"\n")
-            with sock.makefile("rb") as stream:
+            self._sock.settimeout(_CONNECT_TIMEOUT)
+            with _short(path) as name:
+                self._sock.connect(name)
+        except OSError as problem:
+            self._sock.close()
+            raise self._failed(problem) from None
+
+    def close(self) -> None:
+        """Hang up."""
+        self._sock.close()
+
+    def ask(self, question: dict[str, Any], *, timeout: float) -> Answer:
+        """Ask one question and return the answer.
+
+        Raises ControlError: what the half answered, ETIMEDOUT after `timeout` seconds, ECONNRESET
+        when it went away before it answered.
+        """
+        try:
+            self._sock.settimeout(timeout)
+            self._sock.sendall(json.dumps(question).encode() + b"\n")
+            with self._sock.makefile("rb") as stream:
                 line = stream.readline()
         except TimeoutError:
             raise ControlError(errno.ETIMEDOUT, f"no answer within {timeout:g} s") from None
         except OSError as problem:
-            number = problem.errno or errno.EIO
-            raise ControlError(number, problem.strerror or str(problem), path) from None
-    if not line:
-        raise ControlError(errno.ECONNRESET, "it was restarted before it answered")
-    answer: Answer = json.loads(line)
-    if not answer.get("ok"):
-        raise ControlError(answer.get("errno", errno.EIO), answer.get("error", "failed"))
-    return answer
+            raise self._failed(problem) from None
+        if not line:
+            raise ControlError(errno.ECONNRESET, "it was restarted before it answered")
+        answer: Answer = json.loads(line)
+        if not answer.get("ok"):
+            raise ControlError(answer.get("errno", errno.EIO), answer.get("error", "failed"))
+        return answer
+
+    def _failed(self, problem: OSError) -> ControlError:
+        number = problem.errno or errno.EIO
+        return ControlError(number, problem.strerror or str(problem), self._path)
+
+
+def ask(path: str, question: dict[str, Any], *, timeout: float) -> Answer:
+    """Connect, ask one question and return the answer. Raises ControlError as `Connection`."""
+    with contextlib.closing(Connection(path)) as connection:
+        return connection.ask(question, timeout=timeout)

@@ -80,6 +80,7 @@ class FsCache:
         self._timeout = timeout
         self._read_timeout = read_timeout
         self._changed = changed
+        self._leaving: set[asyncio.Task[None]] = set()
         self._locks: WeakValueDictionary[tuple[bytes, bytes], asyncio.Lock] = WeakValueDictionary()
 
     async def acquire(self, volume_key: bytes, cookie_key: bytes, advice: Advice) -> Cookie:
@@ -92,7 +93,24 @@ class FsCache:
         """
         if Advice.WANT_CACHE_SIZE not in advice:
             raise error(errno.EINVAL)
-        key = (volume_key, cookie_key)
+        # Like the kernel's mount, a lookup goes on to its end whoever is killed meanwhile (facts
+        # 7.2): the daemon has an fd by then, and is owed a CLOSE.
+        looking_up = asyncio.get_running_loop().create_task(self._acquire((volume_key, cookie_key)))
+        try:
+            return await asyncio.shield(looking_up)
+        except asyncio.CancelledError:
+            looking_up.add_done_callback(self._give_back)
+            raise
+
+    def _give_back(self, looked_up: asyncio.Task[Cookie]) -> None:
+        """Relinquish a cookie that nobody waits for any more."""
+        if looked_up.cancelled() or looked_up.exception() is not None:
+            return
+        leaving = looked_up.get_loop().create_task(self.relinquish(looked_up.result()))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+
+    async def _acquire(self, key: tuple[bytes, bytes]) -> Cookie:
         async with self._lock(key):
             cookie = self.cookies.get(key)
             if cookie is not None and cookie.session.dead:
@@ -115,6 +133,11 @@ class FsCache:
             cookie.session.close_object(cookie.object)
             self.cookies.pop(cookie.key, None)
             self._changed()
+
+    def file_of(self, volume_key: bytes, cookie_key: bytes) -> BackingFile | None:
+        """The open backing file of a blob in use, or None."""
+        cookie = self.cookies.get((volume_key, cookie_key))
+        return cookie.file if cookie is not None else None
 
     def _lock(self, key: tuple[bytes, bytes]) -> asyncio.Lock:
         lock = self._locks.get(key)
@@ -140,10 +163,13 @@ class FsCache:
             await session.requests.wait(opening, self._timeout)
             assert obj.size is not None
             obj.file = await loop.run_in_executor(None, cache.look_up, path, obj.size)
+            if session.dead:
+                raise error(errno.EIO)  # the device was closed meanwhile
         except OSError as problem:
             # First let the daemon go on from its copen: it has a CLOSE to read.
             obj.ready.set()
             await session.requests.withdraw(obj, self._timeout)
+            session.close_object(obj)
             raise error(errno.ENOBUFS if exists else errno.EIO) from problem
         obj.ready.set()
         session.files.add(obj)
@@ -155,7 +181,8 @@ class FsCache:
         As the kernel (facts 9.2, 9.4): a READ covers the leading hole; after its CREAD the range
         is looked at once more, and a hole still at its start fails the read with EIO.
         """
-        start, end = offset & -PAGE_SIZE, min(offset + length, cookie.length)
+        start = offset & -PAGE_SIZE
+        end = max(start, min(offset + length, cookie.length))
         requests = cookie.session.requests
         while (gap := cookie.file.present.first_gap(start, end)) is not None:
             if cookie.object.state is ObjectState.DROPPING:

@@ -26,9 +26,9 @@ log = logging.getLogger("pagein.keeper")
 
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
-_LONG_LIFE = 5.0
+_LONG_LIFE = 2.0
 """Seconds of life after which a death counts as the first again."""
-_PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
 _HOPELESS = 8
 """Deaths in a row before becoming ready after which the keeper gives up."""
 _MNT_DETACH = 2
@@ -154,7 +154,7 @@ class Keeper:
         self.device_fd = self._fuse("dev")
         self.blob_fd = self._fuse("blobs")
         self.control = self._listen("control.sock")
-        self.daemon_control = self._listen("daemon.sock")
+        self.daemon_control = -1 if self.options.no_daemon else self._listen("daemon.sock")
 
     def _listen(self, name: str) -> int:
         sock = self.stack.enter_context(listen(self.path(name)))

@@ -12,12 +12,14 @@ import errno
 import fcntl
 import mmap
 import os
+import threading
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pagein.cachefiles.inflight import ofd_lock, punch
+from pagein.cachefiles.inuse import sole_user
 from pagein.cachefiles.presence import PAGE_SIZE, round_up, whole_pages
 from pagein.rangeset import RangeSet
 
@@ -37,30 +39,74 @@ class BackingFile:
     def __init__(self, cache: Cache, path: bytes, fd: int, object_size: int) -> None:
         """Take over `fd`, open for reading and writing; reads the extents. Blocks.
 
-        `path` is relative to the cache directory; `object_size` is in bytes.
+        `path` is relative to the cache directory; `object_size` is in bytes. A complete file that
+        somebody else has open, as a direct mount has, is kept open read-only: see `read_only`.
         """
         self.cache = cache
         self.path = path
+        self._lock = threading.Lock()
+        self._threads = 0
         self.fd = fd
         self.length = round_up(object_size)
         self.written = 0
         """Bytes written through this object since it was opened."""
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
         self.present = self._at_rest(0, self.length)
+        self.read_only = not cache.shared and self.complete and not sole_user(fd)
+        """Whether writes are refused: nothing is missing, and a reader would see them at once
+        (design decision 7). A file with holes stays open for writing: it cannot be mounted
+        directly, and somebody who copies it must not stop it from being filled."""
+        if self.read_only:
+            self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_RANDOM)
+        if self.fd != fd:
+            os.close(fd)
 
     def close(self) -> None:
-        os.close(self.fd)
+        """Let go of the file: at once, or when the last thread at work on it has returned."""
+        with self._lock:
+            fd, self.fd = self.fd, -1
+            last = not self._threads
+        if last and fd >= 0:
+            os.close(fd)
+
+    @contextmanager
+    def _in_use(self) -> Iterator[int]:
+        """The fd for one blocking call: its number must not become another file's meanwhile.
+
+        Raises ENOBUFS after `close`, which is what a write after withdrawal gets (facts 8.1).
+        """
+        with self._lock:
+            fd = self.fd
+            if fd < 0:
+                raise OSError(errno.ENOBUFS, "the object was withdrawn", os.fsdecode(self.path))
+            self._threads += 1
+        try:
+            yield fd
+        finally:
+            with self._lock:
+                self._threads -= 1
+                last = self.fd < 0 and not self._threads
+            if last:
+                os.close(fd)
 
     @property
     def complete(self) -> bool:
         """Whether every page of the object is present."""
         return not self.length or self.present.covers(0, self.length)
 
+    def present_from(self, start: int) -> int:
+        """Where the present extent that holds `start` ends, in bytes."""
+        gap = self.present.first_gap(start, self.length)
+        return gap[0] if gap else self.length
+
     def _at_rest(self, start: int, end: int) -> RangeSet:
         """What the holes say is there, less what is being or was half written. Blocks."""
-        found = whole_pages(self.fd, start, end)
-        # The table after the holes: a write that began in between stands in it.
-        for first, last in self.cache.inflight.of_path(self.path):
+        # Before the holes are read, for who drops an entry of the dead meanwhile; and after, for
+        # a write that began in between.
+        unsure = [*self.cache.inflight.of_path(self.path)]
+        with self._in_use() as fd:
+            found = whole_pages(fd, start, end)
+        for first, last in [*unsure, *self.cache.inflight.of_path(self.path)]:
             found.discard(first & -PAGE_SIZE, round_up(last))
         return found
 
@@ -76,12 +122,17 @@ class BackingFile:
             raise
 
     def read(self, buffers: Sequence[ReadBuffer], offset: int) -> int:
-        """preadv. Blocks."""
-        return os.preadv(self.fd, buffers, offset)
+        """preadv. Blocks. Raises EIO when the object was withdrawn meanwhile."""
+        try:
+            with self._in_use() as fd:
+                return os.preadv(fd, buffers, offset)
+        except OSError as problem:
+            raise OSError(errno.EIO, problem.strerror, os.fsdecode(self.path)) from problem
 
     def drop_page_cache(self, offset: int, length: int) -> None:
         """Let go of clean pages in memory that a reader's own cache now holds. Blocks."""
-        os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
+        with suppress(OSError), self._in_use() as fd:
+            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
 
     def lseek(self, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE over what is present, not over what the file system shows.
@@ -103,12 +154,16 @@ class BackingFile:
         """Write `data` at `offset`, a page multiple; returns the bytes written.
 
         Whole pages written are present when this returns. Raises the OSError of the file system
-        when nothing could be written, ENOSPC among them. `data` must stay as it is meanwhile and
-        be resident memory: a copy cut short by a kill must not leave zeros.
+        when nothing could be written, ENOSPC among them, and EBUSY when the file is mounted
+        directly. `data` must stay as it is meanwhile and be resident memory: a copy cut short by a
+        kill must not leave zeros.
         """
+        if self.read_only:
+            raise OSError(errno.EBUSY, "cache file is in use", os.fsdecode(self.path))
         loop = asyncio.get_running_loop()
         async with self.cache.write_slots:
-            written = await loop.run_in_executor(None, self._write, data, offset)
+            writing = loop.run_in_executor(None, self._write, data, offset)
+            written = await _to_its_end(writing)
         self.written += written
         if written == len(data):
             # What is no page multiple reaches the object's end: the rest of the page is zeros.
@@ -119,29 +174,22 @@ class BackingFile:
         return written
 
     def _write(self, data: memoryview, offset: int) -> int:
-        slot = self.cache.inflight.enter(self.path, offset, len(data))
-        try:
-            written = self._write_all(data, offset)
+        with self._in_use() as fd:
+            slot = self.cache.inflight.enter(self.path, offset, len(data))
+            try:
+                written = _write_all(fd, data, offset)
+            except BaseException:
+                # Nothing could be written: what the range held before is still whole.
+                self.cache.inflight.strike(slot)
+                raise
             tail = written % PAGE_SIZE
             if tail and written < len(data):
-                # Cut inside a page: give the half page back before it can pass for data.
+                # Cut inside a page: give the half page back before it can pass for data. Should
+                # that fail, the entry stays and says so.
                 written -= tail
-                punch(self.fd, offset + written, PAGE_SIZE)
-        finally:
-            # Also when nothing could be written: what the range held before is still whole.
+                punch(fd, offset + written, PAGE_SIZE)
             self.cache.inflight.strike(slot)
         return written
-
-    def _write_all(self, data: memoryview, offset: int) -> int:
-        done = 0
-        while done < len(data):
-            try:
-                done += os.pwrite(self.fd, data[done:], offset + done)
-            except OSError:
-                if done:
-                    return done
-                raise
-        return done
 
     @asynccontextmanager
     async def claim(
@@ -169,4 +217,34 @@ class BackingFile:
             if self.present.covers(start, end):
                 self.cache.inflight.clear_dead(self.path, start, end)
         finally:
-            ofd_lock(self.fd, fcntl.F_UNLCK, start, end - start)
+            if self.fd >= 0:  # else the lock went with it
+                ofd_lock(self.fd, fcntl.F_UNLCK, start, end - start)
+
+
+async def _to_its_end(writing: asyncio.Future[int]) -> int:
+    """Await a thread's work; who is cancelled meanwhile still waits until it has returned.
+
+    It goes on reading its caller's memory, and has its slot in the table: neither may be used for
+    something else before.
+    """
+    try:
+        return await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        while not writing.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([writing])
+        if not writing.cancelled():
+            writing.exception()  # nobody is left whom it concerns
+        raise
+
+
+def _write_all(fd: int, data: memoryview, offset: int) -> int:
+    done = 0
+    while done < len(data):
+        try:
+            done += os.pwrite(fd, data[done:], offset + done)
+        except OSError:
+            if done:
+                return done
+            raise
+    return done

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 import tempfile
 
 from pagein.cachefiles import namei, xattr
@@ -45,7 +46,14 @@ class Cache:
         except BaseException:
             os.close(self._fd)
             raise
-        for entry in self.inflight.drop_dead(self.directory, shared=shared):
+        try:
+            self._drop_dead()
+        except BaseException:
+            self.close()
+            raise
+
+    def _drop_dead(self) -> None:
+        for entry in self.inflight.drop_dead(self.directory):
             file_name = os.fsdecode(entry.path)
             log.warning(
                 "dropped %d bytes at %d of %s: its writer died",
@@ -84,16 +92,30 @@ class Cache:
         return os.path.join(self.directory, relative)
 
     def prepare_volume(self, volume_key: bytes) -> None:
-        """Make or check a volume's directory; ENOBUFS when it cannot be used (facts 7.3)."""
+        """Make or check a volume's directory; ENOBUFS when it cannot be used (facts 7.3).
+
+        One whose attribute says something else goes to the graveyard and is made anew.
+        """
         path = self.path_of(namei.CACHE_DIR + b"/" + namei.volume_name(volume_key))
         if not os.path.lexists(path):
             self._make_volume(path)
+        if self._volume_coherency(path) != xattr.VOLUME_COHERENCY:
+            self._to_graveyard(path)
+            self._make_volume(path)
+
+    def _volume_coherency(self, path: bytes) -> bytes:
         try:
-            value = os.getxattr(path, xattr.NAME, follow_symlinks=False)
-        except OSError:
-            raise OSError(errno.ENOBUFS, "unusable volume directory", os.fsdecode(path)) from None
-        if value != xattr.VOLUME_COHERENCY or not os.path.isdir(path):
-            raise OSError(errno.ENOBUFS, "volume of another kind", os.fsdecode(path))
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                return os.getxattr(path, xattr.NAME, follow_symlinks=False)
+        except OSError as problem:
+            log.error("%s: %s", os.fsdecode(path), problem.strerror)
+        raise OSError(errno.ENOBUFS, "unusable volume directory", os.fsdecode(path))
+
+    def _to_graveyard(self, path: bytes) -> None:
+        """Move something aside by its name alone: whoever has it open or mounted keeps it."""
+        grave = tempfile.mkdtemp(dir=self.path_of(namei.GRAVEYARD_DIR))
+        log.warning("%s cannot be used, moved to %s", os.fsdecode(path), os.fsdecode(grave))
+        os.rename(path, os.path.join(grave, os.path.basename(path)))
 
     def _make_volume(self, path: bytes) -> None:
         """With its attribute or not at all: without it a volume could never be used again."""
@@ -107,11 +129,15 @@ class Cache:
                 raise
 
     def find(self, relative: bytes) -> int | None:
-        """Open an object's file, or None when there is none. The caller owns the fd."""
+        """Open an object's file, or None when there is none. The caller owns the fd.
+
+        What is no regular file is moved aside (facts 7.3).
+        """
+        path = self.path_of(relative)
         try:
-            return os.open(
-                self.path_of(relative), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            )
+            if not stat.S_ISREG(os.lstat(path).st_mode):
+                self._to_graveyard(path)
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
 

@@ -39,6 +39,7 @@ class DeviceFs:
         first_handle: int = 1,
         on_close: Callable[[], None] | None = None,
         changed: Callable[[], None] = lambda: None,
+        paused: bool = False,
     ) -> None:
         """Serve `device` on the FUSE connection `fd`. Handles count up from `first_handle`."""
         self.device = device
@@ -71,6 +72,7 @@ class DeviceFs:
                 op.READDIR: self._readdir,
             },
             on_close,
+            paused=paused,
         )
 
     def wake(self) -> None:

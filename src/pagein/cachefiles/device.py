@@ -182,14 +182,16 @@ class CachefilesDevice:
         assert directory is not None
         loop = asyncio.get_running_loop()
         try:
-            session.cache = await loop.run_in_executor(
-                None, lambda: Cache(directory, shared=self.shared)
-            )
+            cache = await loop.run_in_executor(None, lambda: Cache(directory, shared=self.shared))
         except OSError as problem:
             session.problem = f"cache {os.fsdecode(directory)}: {problem.strerror}"
             log.error("bind: %s", session.problem)
             self.bound.set()
             raise
+        if session.dead:  # the device was closed meanwhile
+            cache.close()
+            raise error(errno.EIO)
+        session.cache = cache
         self.bound.set()
         self._changed()
 
@@ -230,6 +232,8 @@ class AnonymousFile:
 
     def check_write(self, offset: int, length: int) -> None:
         """Raise what a write is refused with: ENOBUFS, EINVAL (facts 8.1)."""
+        if offset < 0:
+            raise error(errno.EINVAL)
         if self.object.file is None or self.object.size is None or self._session.cache is None:
             raise error(errno.ENOBUFS)
         if offset % PAGE_SIZE:

@@ -17,10 +17,13 @@ import fcntl
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pagein.cachefiles.inuse import sole_user
+from pagein.cachefiles.namei import CACHE_DIR
+from pagein.cachefiles.presence import PAGE_SIZE, round_up
 from pagein.rangeset import RangeSet
 
 FILE_NAME = b"pagein.inflight"
@@ -30,9 +33,12 @@ _SLOT = struct.Struct("<QQH")
 _SLOT_SIZE = 1024
 _MAX_PATH = _SLOT_SIZE - _SLOT.size
 _LANE_SIZE = SLOTS_PER_LANE * _SLOT_SIZE
+_MAX_END = (1 << 63) - (1 << 12)
 _FLOCK = struct.Struct("hhqqi4x")
 F_OFD_SETLK = 37
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
+_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
+"""There is no cache file of that name (any more)."""
 
 
 def ofd_lock(fd: int, kind: int, start: int, length: int) -> bool:
@@ -71,12 +77,19 @@ class InflightTable:
             if os.fstat(self._fd).st_size < size:
                 os.ftruncate(self._fd, size)
             self._map = mmap.mmap(self._fd, size)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        try:
             self._lane = self._take_lane()
         except BaseException:
+            self._map.close()
             os.close(self._fd)
             raise
         first = self._lane * SLOTS_PER_LANE
         self._free = list(range(first, first + SLOTS_PER_LANE))
+        self._lock = threading.Lock()
+        self._closed = False
 
     def _take_lane(self) -> int:
         for lane in range(LANES):
@@ -87,17 +100,28 @@ class InflightTable:
         raise OSError(errno.EBUSY, f"more than {LANES} processes use this cache")
 
     def close(self) -> None:
-        """Give the lane back; entries still standing stay for whoever comes next."""
-        self._map.close()
-        os.close(self._fd)
+        """Give the lane back, when the last write under way has returned."""
+        with self._lock:
+            self._closed = True
+            self._end_if_last()
+
+    def _end_if_last(self) -> None:
+        if self._closed and len(self._free) == SLOTS_PER_LANE:
+            self._map.close()
+            os.close(self._fd)
 
     def enter(self, path: bytes, offset: int, length: int) -> int:
-        """Enter a write that is about to start; returns its slot. Raises EBUSY when full."""
-        if not self._free:
-            raise OSError(errno.EBUSY, "more writes under way than the table has slots")
+        """Enter a write that is about to start; returns its slot.
+
+        Raises OSError: EBUSY when full, ENOBUFS after `close`, ENAMETOOLONG.
+        """
         if len(path) > _MAX_PATH:
             raise OSError(errno.ENAMETOOLONG, "path too long for the table of writes under way")
-        slot = self._free.pop()
+        with self._lock:
+            self._check_open()
+            if not self._free:
+                raise OSError(errno.EBUSY, "more writes under way than the table has slots")
+            slot = self._free.pop()
         at = slot * _SLOT_SIZE
         self._map[at + _SLOT.size : at + _SLOT.size + len(path)] = path
         # The length of the path comes last: a slot counts once that is not 0.
@@ -112,8 +136,14 @@ class InflightTable:
 
     def strike(self, slot: int) -> None:
         """Strike out a write that has returned."""
-        self._clear(slot)
-        self._free.append(slot)
+        with self._lock:
+            self._clear(slot)
+            self._free.append(slot)
+            self._end_if_last()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise OSError(errno.ENOBUFS, "the cache directory was given back")
 
     def _clear(self, slot: int) -> None:
         at = slot * _SLOT_SIZE
@@ -122,10 +152,10 @@ class InflightTable:
     def _read(self, slot: int) -> Entry | None:
         at = slot * _SLOT_SIZE
         offset, length, path_len = _SLOT.unpack_from(self._map, at)
-        if not path_len or path_len > _MAX_PATH:
+        if not path_len or path_len > _MAX_PATH or not length:
             return None
         path = self._map[at + _SLOT.size : at + _SLOT.size + path_len]
-        return Entry(slot, path, offset, length)
+        return Entry(slot, path, offset, length) if _possible(path, offset + length) else None
 
     def _lane_entries(self, lane: int) -> Iterator[Entry]:
         for slot in range(lane * SLOTS_PER_LANE, (lane + 1) * SLOTS_PER_LANE):
@@ -140,11 +170,10 @@ class InflightTable:
 
     def of_path(self, path: bytes) -> RangeSet:
         """The ranges of one file with a write under way, or left behind by the dead."""
-        found = RangeSet()
-        for entry in self.entries():
-            if entry.path == path and entry.length:
-                found.add(entry.offset, entry.offset + entry.length)
-        return found
+        with self._lock:
+            self._check_open()
+            ranges = [(e.offset, e.offset + e.length) for e in self.entries() if e.path == path]
+        return RangeSet(ranges)
 
     def clear_dead(self, path: bytes, start: int, end: int) -> None:
         """Strike entries of `path` inside [start, end) that are not ours.
@@ -158,12 +187,12 @@ class InflightTable:
             if entry.path == path and inside and not ours:
                 self._clear(entry.slot)
 
-    def drop_dead(self, directory: bytes, *, shared: bool) -> list[Entry]:
+    def drop_dead(self, directory: bytes) -> list[Entry]:
         """Punch what dead processes left half written; returns the entries dropped. Blocks.
 
-        A lane whose lock can be had has no owner. In a cache shared by processes an entry whose
-        range is locked by a living one stays; in one of our own, an entry whose file somebody
-        else has open, as an EROFS mount has. What stays is still left out of what is present.
+        A lane whose lock can be had has no owner. An entry whose file somebody else has open, a
+        process or an EROFS mount, stays: they may take it for present. It is left out of what is
+        present for everybody who opens the file until the range has been written again.
         """
         dropped: list[Entry] = []
         for lane in range(LANES):
@@ -172,24 +201,32 @@ class InflightTable:
             if not ofd_lock(self._fd, fcntl.F_WRLCK, lane * _LANE_SIZE, _LANE_SIZE):
                 continue
             for entry in self._lane_entries(lane):
-                if _punch_entry(os.path.join(directory, entry.path), entry, shared):
+                if _punch_entry(os.path.join(directory, entry.path), entry):
                     self._clear(entry.slot)
                     dropped.append(entry)
             ofd_lock(self._fd, fcntl.F_UNLCK, lane * _LANE_SIZE, _LANE_SIZE)
         return dropped
 
 
-def _punch_entry(path: bytes, entry: Entry, shared: bool) -> bool:
+def _possible(path: bytes, end: int) -> bool:
+    """Whether an entry can have been made by `enter`: a damaged table must not punch elsewhere."""
+    parts = path.split(b"/")
+    return parts[0] == CACHE_DIR and b".." not in parts and b"\0" not in path and end <= _MAX_END
+
+
+def _punch_entry(path: bytes, entry: Entry) -> bool:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
+    except OSError as problem:
+        if problem.errno not in _NO_FILE:
+            raise
         return True
     try:
-        if shared and not ofd_lock(fd, fcntl.F_WRLCK, entry.offset, entry.length):
+        if not sole_user(fd):
             return False
-        if not shared and not sole_user(fd):
-            return False
-        punch(fd, entry.offset, entry.length)
+        # Whole pages: the write of a tail that is none would leave zeros in the rest of its page.
+        start = entry.offset & -PAGE_SIZE
+        punch(fd, start, round_up(entry.offset + entry.length) - start)
         return True
     finally:
         os.close(fd)

@@ -16,7 +16,10 @@ from contextlib import contextmanager
 
 
 def sole_user(fd: int) -> bool:
-    """Whether `fd`, open for writing, is the only open file description of its file."""
+    """Whether `fd`, open for writing, is the only open file description of its file.
+
+    False also where that cannot be known.
+    """
     return _lease(fd, fcntl.F_WRLCK)
 
 
@@ -29,7 +32,7 @@ def _lease(fd: int, kind: int) -> bool:
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)
     except OSError as error:
-        if error.errno == errno.EAGAIN:
+        if error.errno in (errno.EAGAIN, errno.EINVAL):  # EINVAL: no leases on this file system
             return False
         raise
     fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)

@@ -133,9 +133,7 @@ class Ondemand:
         request.state = next_request_state(
             request.opcode,
             request.state,
-            RequestEvent.FAIL
-            if number or request.state is RequestState.NEW
-            else RequestEvent.COMPLETE,
+            RequestEvent.FAIL if number else RequestEvent.COMPLETE,
         )
         if number:
             request.done.set_exception(error(number))
@@ -254,7 +252,11 @@ class Ondemand:
         if obj.ondemand_id == FD_CLOSED:
             self._fail_open(request, errno.EBADFD)
             return None
-        obj.size = size
+        if obj.file is None:
+            obj.size = size
+        elif obj.size != size:
+            # Its file has the length of the first one; the kernel goes on likewise (facts 10).
+            log.warning("%r has %s bytes, not the %d told now", obj.cookie_key, obj.size, size)
         obj.event(ObjectEvent.COPEN)
         self.complete(request)
         self._wake()

@@ -11,8 +11,6 @@ from pagein.cli.errors import fail, one_line_errors
 from pagein.cli.halves import check_prerequisites, keeper_command, running
 from pagein.cli.settings import CacheDir, StateDir, settings_of
 
-_FOR_EVER = "31536000"
-
 
 def device(
     ctx: typer.Context,
@@ -32,6 +30,6 @@ def device(
         if running(settings):
             fail(f"pagein runs in {settings.state_dir} already; choose another --state-dir")
         print(settings.path("dev/cachefiles"), flush=True)
-        options = ["--no-daemon", "--linger", _FOR_EVER, "--timeout", str(timeout)]
+        options = ["--no-daemon", "--linger", "inf", "--timeout", str(timeout)]
         command = keeper_command(settings, options)
         os.execv(command[0], command)

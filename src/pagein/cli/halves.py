@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from pagein.cli.settings import Settings
-from pagein.control import Answer, ControlError, ask
+from pagein.control import Answer, Connection, ControlError, ask
 
+Ask = Callable[[dict[str, Any], float], Answer]
+"""A question and seconds to wait -> the answer, or ControlError."""
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 20.0
 _GONE = (errno.ENOENT, errno.ECONNREFUSED)
@@ -68,34 +72,69 @@ def keeper_command(settings: Settings, options: list[str]) -> list[str]:
     ]
 
 
-def ensure_running(settings: Settings, *, timeout: float, daemon_user: str) -> bool:
-    """Start the keeper and both halves unless they run; returns whether they were started.
+@contextlib.contextmanager
+def kept_running(settings: Settings, *, timeout: float, daemon_user: str) -> Iterator[Ask]:
+    """Start the keeper and both halves unless they run, and keep them until the end of the block.
 
-    Raises ControlError with one line for the user.
+    Yields how to ask the kernel half. If the block fails, and nothing is mounted, they end with
+    it. Raises ControlError with one line for the user.
     """
     check_prerequisites(settings)
+    connection = _connect(settings, ["--timeout", str(timeout), "--daemon-user", daemon_user])
+
+    def ask_it(question: dict[str, Any], timeout: float) -> Answer:
+        try:
+            return connection.ask(question, timeout=timeout)
+        except ControlError as problem:
+            if problem.errno not in _RESTARTED:
+                raise
+        return kernel_half(settings, question, timeout=timeout)
+
+    try:
+        yield ask_it
+    except BaseException:
+        _leave(settings, connection)
+        raise
+    finally:
+        connection.close()
+
+
+def _connect(settings: Settings, options: list[str]) -> Connection:
+    """A connection to the kernel half, for whose life it stays; started if need be."""
     give_up = time.monotonic() + START_TIMEOUT
     while True:
-        if running(settings):
-            if _answers(settings):
-                return False
+        if not running(settings):
+            _start(settings, options)
+        try:
+            return _answering(settings)
+        except ControlError:
             # Starting up, or on its way out: the one gets ready, the other lets go of the lock.
             if time.monotonic() > give_up:
                 text = f"pagein runs in {settings.state_dir} but does not answer; see its log"
-                raise ControlError(errno.ETIMEDOUT, text)
-            time.sleep(0.05)
-            continue
-        options = ["--timeout", str(timeout), "--daemon-user", daemon_user]
-        if _start(settings, options):
-            return True
+                raise ControlError(errno.ETIMEDOUT, text) from None
+        time.sleep(0.02)
 
 
-def _answers(settings: Settings) -> bool:
+def _answering(settings: Settings) -> Connection:
+    connection = Connection(settings.path("control.sock"))
     try:
-        ask(settings.path("control.sock"), {"op": "status"}, timeout=5.0)
-    except ControlError:
-        return False
-    return True
+        connection.ask({"op": "status"}, timeout=5.0)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _leave(settings: Settings, connection: Connection) -> None:
+    """Do not leave anything behind after a failure that was the only reason to run."""
+    with contextlib.suppress(ControlError):
+        try:
+            answer = connection.ask({"op": "leave"}, timeout=5.0)
+        except ControlError:  # the kernel half was restarted meanwhile
+            answer = ask(settings.path("control.sock"), {"op": "leave"}, timeout=5.0)
+        if answer["last"]:
+            connection.close()
+            wait_stopped(settings)
 
 
 def check_prerequisites(settings: Settings) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from pagein.cli.errors import fail, one_line_errors
-from pagein.cli.halves import ensure_running, kernel_half
+from pagein.cli.halves import kept_running
 from pagein.cli.settings import CacheDir, Settings, StateDir, settings_of
 from pagein.cli.sources import blob_of
 from pagein.control import ControlError
@@ -48,17 +48,17 @@ def mount(
     settings = settings_of(ctx, state_dir, cache)
     with one_line_errors():
         target = _check_target(directory)
-        ensure_running(settings, timeout=timeout, daemon_user=daemon_user)
-        blobs = [blob_of(settings, s, timeout=timeout + 10) for s in [source, *(device or ())]]
-        question = {
-            "op": "mount",
-            "target": target,
-            "blobs": blobs,
-            "loop": "always" if loop else "auto",
-        }
-        answer = kernel_half(settings, question, timeout=4 * timeout + 30)
+        with kept_running(settings, timeout=timeout, daemon_user=daemon_user) as ask:
+            sources = [source, *(device or ())]
+            question = {
+                "op": "mount",
+                "target": target,
+                "blobs": [blob_of(settings, each, timeout=timeout + 10) for each in sources],
+                "loop": "always" if loop else "auto",
+            }
+            ask(question, 4 * timeout + 30)
         if foreground:
-            _stay(settings, target, answer)
+            _stay(settings, target)
 
 
 def _check_target(directory: str) -> str:
@@ -69,7 +69,7 @@ def _check_target(directory: str) -> str:
     return os.path.realpath(directory)
 
 
-def _stay(settings: Settings, target: str, answer: dict[str, Any]) -> None:
+def _stay(settings: Settings, target: str) -> None:
     from pagein.cli.progress import show_until
 
     stop = {signal.SIGINT, signal.SIGTERM}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from typing import Annotated, Any
 
@@ -37,9 +38,15 @@ def status(
 
 def collect(settings: Settings) -> dict[str, Any]:
     """The state of both halves; reads no mount. Raises ControlError."""
+    nothing = {"running": False, "blobs": [], "mounts": [], "oldest_read": None}
     if not running(settings):
-        return {"running": False, "blobs": [], "mounts": [], "oldest_read": None}
-    found = kernel_half(settings, {"op": "status"}, timeout=_TIMEOUT)
+        return nothing
+    try:
+        found = kernel_half(settings, {"op": "status"}, timeout=_TIMEOUT)
+    except ControlError as problem:
+        if problem.errno == errno.ESHUTDOWN or not running(settings):
+            return nothing  # it ended just now
+        raise
     del found["ok"]
     try:
         fetching = user_half(settings, {"op": "status"}, timeout=_TIMEOUT)

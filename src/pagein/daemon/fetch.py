@@ -253,14 +253,25 @@ class Fetch:
             raise self._write_error
 
     async def _settle(self) -> None:
-        """No write outlives its fetch; one that hangs is abandoned, together with its memory."""
-        if self._writes:
-            _, hanging = await asyncio.wait(self._writes, timeout=_SETTLE)
-            for task in hanging:
+        """No write outlives its fetch, also when that is cancelled now or was before.
+
+        One that hangs is abandoned, together with its memory.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _SETTLE
+        cancelled: asyncio.CancelledError | None = None
+        while self._writes:
+            left = deadline - loop.time()
+            if left <= 0:
                 log.error("a write to the cache hangs and was abandoned")
-                task.cancel()
-            if hanging:
-                await asyncio.wait(hanging)
+                for task in self._writes:
+                    task.cancel()
+            try:
+                await asyncio.wait(self._writes, timeout=left if left > 0 else None)
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+        if cancelled is not None:
+            raise cancelled
 
 
 class Waiting:

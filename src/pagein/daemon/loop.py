@@ -16,12 +16,13 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final
 
 from pagein.daemon import presence
 from pagein.daemon.buffers import Budget
 from pagein.daemon.device import AnonFd, Device
+from pagein.daemon.fetch import Claim
 from pagein.daemon.filedevice import FileDevice
 from pagein.daemon.fill import Fill
 from pagein.daemon.objects import Blob, Key, ObjectTable, name_of, readable
@@ -53,6 +54,7 @@ class Daemon:
         cache: str | None,
         tag: str = TAG,
         timeout: float = TIMEOUT,
+        claims: Callable[[bytes, bytes], Claim] | None = None,
     ) -> None:
         """Nothing is opened before `run`.
 
@@ -64,7 +66,10 @@ class Daemon:
             cache: directory to bind the cache on; None if somebody else does that.
             tag: name of the cache.
             timeout: seconds until an OPEN or a READ is answered.
+            claims: (volume key, cookie key) -> how its fill holds a range against other processes
+                that fill the same cache; None where the cache is one kernel half's alone.
         """
+        self._claims = claims
         self._given = device
         self._cache = cache
         self._tag = tag

@@ -3,6 +3,9 @@
 Rules of the device (facts cachefiles-kernel 3 to 5, 15): POLLIN only and level-triggered; read
 until 0, and 0 is not the end of the file; POLLIN may be followed by a read of 0, which reopened
 an object; a dead cache is silent, only a failing write tells.
+
+Of our own kernel half an end shows in poll, as the end of its FUSE connection. So there the thread
+sleeps until something happens: a daemon with nothing to do costs nothing.
 """
 
 from __future__ import annotations
@@ -22,11 +25,8 @@ from pagein.protocol.messages import MSG_MAX_SIZE, Message, Open, ProtocolError,
 
 log = logging.getLogger("pagein.daemon")
 
-WAKE: Final = 1.0
-"""Seconds between two looks at whether the thread should end."""
-
 PROBE: Final = 10.0
-"""Seconds of silence after which the device is asked whether it is alive."""
+"""Seconds of silence after which the real device is asked whether it is alive."""
 
 JOIN: Final = 2.0
 """Seconds that `Poller.close` waits for the thread."""
@@ -117,18 +117,15 @@ class Poller:
         poll = select.poll()
         poll.register(self._fd, select.POLLIN)
         poll.register(self._wake, select.POLLIN)
-        probe = time.monotonic() + PROBE
+        patience = PROBE * 1000 if self._real else None
         while not self._closed:
-            ready = dict(poll.poll(WAKE * 1000))
+            ready = dict(poll.poll(patience))
             if self._fd in ready:
                 self._drain()
                 if ready[self._fd] & select.POLLNVAL:
                     raise OSError(errno.EBADF, "it is not open")
-            elif time.monotonic() < probe:
-                continue
-            else:
+            elif not ready:
                 self._probe()
-            probe = time.monotonic() + PROBE
 
     def _drain(self) -> None:
         messages: list[Message] = []

@@ -42,9 +42,15 @@ class Process:
 
     def __init__(self, device: Device | str, *, cache: str, timeout: float) -> None:
         self.timeout = timeout
+        self.stopping = False
         self.records = Records(os.path.join(cache, RECORDS))
         self.session = pagein.origins.http.new_session()
         self.daemon = Daemon(device, self._origin, cache=cache, timeout=timeout)
+
+    def stop(self) -> None:
+        """Told to end: from now on the device may go at any moment."""
+        self.stopping = True
+        self.daemon.stop()
 
     async def _origin(self, volume: bytes, cookie: bytes) -> Origin:
         loop = asyncio.get_running_loop()
@@ -84,7 +90,7 @@ class Process:
 async def _run(process: Process, control: socket.socket | None, ready_fd: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, process.daemon.stop)
+        loop.add_signal_handler(number, process.stop)
     server = None
     if control is not None:
         server = ControlServer(control, {"resolve": process.resolve, "status": process.status})
@@ -94,6 +100,9 @@ async def _run(process: Process, control: socket.socket | None, ready_fd: int) -
         os.close(ready_fd)
     try:
         await process.daemon.run()
+    except DeviceDead:
+        if not process.stopping:
+            raise
     finally:
         if server is not None:
             await server.close()

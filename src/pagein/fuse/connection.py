@@ -156,6 +156,7 @@ class Connection:
         loop: asyncio.AbstractEventLoop,
         on_close: Callable[[], None] | None = None,
         closefd: bool = True,
+        paused: bool = False,
     ) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
@@ -167,6 +168,11 @@ class Connection:
         self._lent: dict[int, _Buffer] = {}
         self._reading = False
         self._closed = False
+        if not paused:
+            self._watch(True)
+
+    def start(self) -> None:
+        """Begin to read requests, on a connection that was made paused."""
         self._watch(True)
 
     @property

@@ -33,14 +33,21 @@ class FuseServer:
         fd: int,
         handlers: dict[abi.Opcode, Handler],
         on_close: Callable[[], None] | None = None,
+        *,
+        paused: bool = False,
     ) -> None:
-        """Take over `fd` (made non-blocking), on the running loop. Unknown opcodes: ENOSYS."""
+        """Take over `fd` (made non-blocking), on the running loop. Unknown opcodes: ENOSYS.
+
+        When `paused`, requests wait in the kernel until `connection.start`.
+        """
         self._loop = asyncio.get_running_loop()
         self._handlers: dict[int, Handler] = {int(op): fn for op, fn in handlers.items()}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self.requests = 0
         """Requests handled so far, for status and tests."""
-        self.connection = Connection(fd, self._handle, loop=self._loop, on_close=on_close)
+        self.connection = Connection(
+            fd, self._handle, loop=self._loop, on_close=on_close, paused=paused
+        )
 
     async def close(self) -> None:
         """Stop serving; requests without an answer stay with the connection."""
@@ -98,12 +105,18 @@ class FuseServer:
 
     def _interrupt(self, unique: int) -> None:
         task = self._tasks.get(unique) or self._tasks.get(unique | abi.UNIQUE_RESEND)
-        if task is not None and task.get_name() == INTERRUPTIBLE:
+        if task is None:
+            return
+        if task.get_name() == INTERRUPTIBLE:
             task.cancel()
+        else:
+            task.set_name(INTERRUPTED)  # the kernel tells it once: it may begin to wait later
 
 
 INTERRUPTIBLE = "interruptible"
 """Name that a task of `FuseServer` takes for as long as it may be cancelled."""
+INTERRUPTED = "interrupted"
+"""Name of one whose caller was interrupted when it was not waiting."""
 
 
 async def interruptible(waiting: Coroutine[Any, Any, None]) -> None:
@@ -111,6 +124,9 @@ async def interruptible(waiting: Coroutine[Any, Any, None]) -> None:
     task = asyncio.current_task()
     assert task is not None
     before = task.get_name()
+    if before == INTERRUPTED:
+        waiting.close()
+        raise asyncio.CancelledError
     task.set_name(INTERRUPTIBLE)
     try:
         await waiting

@@ -1,13 +1,16 @@
 """The kernel half's process, started by the keeper: `python -m pagein.kernelhalf ...`.
 
-Ends with status 0 when nothing has been mounted for a while, which tells the keeper to end too.
+Ends with status 0 when nothing is mounted any more, which tells the keeper to end too: at once
+after the last umount or a failed mount, else after a while; never while a command is connected.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import logging
+import math
 import os
 import signal
 import socket
@@ -40,6 +43,8 @@ class Process:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.stopped = False
+        self.leaving = False
+        """It was decided to end: whoever asks now has to wait for the next kernel half."""
         self.news = asyncio.Event()
         """Something changed that may end the process: look at it again."""
         self.left = states.load(options.state) or states.State(epoch=-1)
@@ -60,7 +65,12 @@ class Process:
             changed=self._changed,
             on_close=self._stop,
         )
-        handlers = {"mount": self._mount, "umount": self._umount, "status": self._status}
+        handlers = {
+            "mount": self._mount,
+            "umount": self._umount,
+            "status": self._status,
+            "leave": self._leave,
+        }
         self.control = ControlServer(socket.socket(fileno=options.control_fd), handlers)
 
     def _changed(self) -> None:
@@ -76,8 +86,7 @@ class Process:
         await take_over(self.half, self.left)
         self.taken_over = True
         self._changed()
-        if self.epoch:
-            self.half.resend()
+        self.half.start(resend=self.epoch > 0)
         await self.control.start()
         watch = MountWatch(loop, self.half.refresh)
         os.write(self.options.ready_fd, b"r")
@@ -97,16 +106,37 @@ class Process:
     async def _wait_for_news(self) -> None:
         """Stop after `linger` seconds with nothing to do; else sleep until something changes."""
         self.news.clear()
-        quiet = self.half.idle and not self.control.busy
+        quiet = self.half.idle and self.mortal
         try:
-            async with asyncio.timeout(self.options.linger if quiet or self.control.busy else None):
+            async with asyncio.timeout(self.options.linger if quiet else None):
                 await self.news.wait()
         except TimeoutError:
-            self.stopped = self.half.idle and not self.control.busy
+            if self.half.idle and not self.control.connections:
+                self.leaving = True
+                self._stop()
+
+    @property
+    def mortal(self) -> bool:
+        """Whether it ends by itself; `pagein device` stays until it is stopped."""
+        return math.isfinite(self.options.linger)
+
+    def _end_if_last(self) -> bool:
+        """End after the answer to a question, if nothing is mounted and nobody else connected."""
+        if not (self.mortal and self.half.idle and self.control.connections == 1):
+            return False
+        if not self.leaving:
+            self.leaving = True
+            asyncio.get_running_loop().call_later(0.05, self._stop)
+        return True
+
+    def _check_staying(self) -> None:
+        if self.leaving:
+            raise OSError(errno.ESHUTDOWN, "pagein is shutting down; try again")
 
     # ---- control -----------------------------------------------------------------------------
 
     async def _mount(self, question: dict[str, Any]) -> Answer:
+        self._check_staying()
         blobs = [
             Blob(bytes.fromhex(b["volume"]), bytes.fromhex(b["cookie"]), b["label"])
             for b in question["blobs"]
@@ -121,12 +151,15 @@ class Process:
 
     async def _umount(self, question: dict[str, Any]) -> Answer:
         await self.half.umount(question["target"], lazy=question.get("lazy", False))
-        if self.half.idle:
-            asyncio.get_running_loop().call_later(0.05, self._stop)  # after the answer
-        return {"last": self.half.idle}
+        return {"last": self._end_if_last()}
 
     async def _status(self, question: dict[str, Any]) -> Answer:
+        self._check_staying()
         return status(self.half)
+
+    async def _leave(self, question: dict[str, Any]) -> Answer:
+        """Asked after a mount that failed: end if it is the reason that we run."""
+        return {"last": self._end_if_last()}
 
 
 def main() -> int:

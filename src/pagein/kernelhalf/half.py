@@ -84,7 +84,12 @@ class KernelHalf:
             changed=changed,
         )
         self.devfs = DeviceFs(
-            device_fd, self.device, first_handle=first_handle, on_close=on_close, changed=changed
+            device_fd,
+            self.device,
+            first_handle=first_handle,
+            on_close=on_close,
+            changed=changed,
+            paused=True,
         )
         self.blobfs = BlobFs(
             blob_fd,
@@ -93,6 +98,7 @@ class KernelHalf:
             released=self._released,
             on_close=on_close,
             changed=changed,
+            paused=True,
         )
         self.mounts: dict[str, Mount] = {}
         self.busy = 0
@@ -107,10 +113,15 @@ class KernelHalf:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def resend(self) -> None:
-        """Have the kernel send again what a predecessor had read and not answered."""
-        self.devfs.server.connection.resend()
-        self.blobfs.server.connection.resend()
+    def start(self, *, resend: bool) -> None:
+        """Begin to serve; `resend` has the kernel send again what a predecessor left unanswered.
+
+        Until then requests wait: they may concern what is still to be taken over.
+        """
+        for server in (self.devfs.server, self.blobfs.server):
+            if resend:
+                server.connection.resend()
+            server.connection.start()
 
     @property
     def idle(self) -> bool:
@@ -152,10 +163,10 @@ class KernelHalf:
                 self.forget(mount)
                 raise
             mount.done = True
-            self.changed()
             return mount
         finally:
             self.busy -= 1
+            self.changed()
 
     async def _wait_bound(self) -> None:
         try:
@@ -244,6 +255,7 @@ class KernelHalf:
             await self._gone(exports)
         finally:
             self.busy -= 1
+            self.changed()
 
     async def _gone(self, exports: list[Export]) -> None:
         """Wait a moment for the last close of files that only this mount had open."""

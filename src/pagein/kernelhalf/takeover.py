@@ -178,8 +178,8 @@ async def _undo(half: KernelHalf, mount: Mount) -> None:
     except OSError as problem:
         log.error("a mount begun on %s could not be undone: %s", mount.target, problem)
     finally:
-        half.forget(mount)
         half.busy -= 1
+        half.forget(mount)
 
 
 async def _withdraw(half: KernelHalf, session: Session, obj: CachefilesObject) -> None:

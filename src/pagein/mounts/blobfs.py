@@ -24,7 +24,6 @@ from pagein.fuse.server import Body, FuseServer, interruptible
 
 _STREAM_STEP = 8 << 20
 """Bytes of a stream after which the backing file's page cache behind it is let go."""
-_KEPT_BUFFERS = 8
 MAX_READ = 1 << 20
 
 
@@ -56,6 +55,7 @@ class BlobFs:
         released: Callable[[Export], None],
         on_close: Callable[[], None] | None = None,
         changed: Callable[[], None] = lambda: None,
+        paused: bool = False,
     ) -> None:
         """`released` is called when the last open of an export ends and no mount holds it."""
         self.fscache = fscache
@@ -80,6 +80,7 @@ class BlobFs:
                 op.READDIR: self._readdir,
             },
             on_close,
+            paused=paused,
         )
 
     # ---- exports -----------------------------------------------------------------------------

@@ -1,0 +1,280 @@
+"""`pagein.open` and its async twin: what a remote file looks like to a program."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import io
+import os
+import threading
+from typing import Any
+
+from pagein.fscache import Cookie
+from pagein.library import runtime as runtimes
+from pagein.library.runtime import Runtime
+from pagein.origins import Identity, redact
+
+TIMEOUT = 30.0
+"""Seconds until a read that cannot be fetched fails, by default."""
+_MARGIN = 15.0
+"""Seconds past a deadline after which a half that says nothing is given up on."""
+
+
+def default_cache() -> str:
+    """The user's cache directory: $XDG_CACHE_HOME/pagein, or ~/.cache/pagein."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(base, "pagein")
+
+
+class _Blob:
+    """A blob in use by this process, reopened after a fork. Safe for threads."""
+
+    def __init__(self, cache: str, timeout: float, identity: Identity) -> None:
+        self.cache = cache
+        self.timeout = timeout
+        self.identity = identity
+        self._lock = threading.Lock()
+        self._generation = -1
+        self._attached: tuple[Runtime, Cookie] | None = None
+        self._known = (0, 0)
+        """An extent that is present."""
+
+    def attach(self) -> tuple[Runtime, Cookie]:
+        """The runtime and cookie of this process. Raises OSError, ValueError once closed."""
+        attached = self._attached
+        if attached is not None and self._generation == runtimes.generation():
+            return attached
+        if self._generation != runtimes.generation():
+            self._lock = threading.Lock()  # a fork may have copied it locked
+        with self._lock:
+            if self._attached is None or self._generation != runtimes.generation():
+                runtime = runtimes.runtime_for(self.cache, self.timeout)
+                cookie = runtime.call(runtime.acquire(self.identity), self.timeout + _MARGIN)
+                self._attached = runtime, cookie
+                self._generation, self._known = runtimes.generation(), (0, 0)
+            return self._attached
+
+    def detach(self) -> None:
+        """Give the cookie back."""
+        attached, self._attached = self._attached, None
+        if attached is None or self._generation != runtimes.generation():
+            return
+        runtime, cookie = attached
+        runtime.release(cookie)
+
+    def fetch(self, offset: int, length: int) -> Cookie:
+        """Return once a range is present. Raises OSError (EIO, ETIMEDOUT)."""
+        runtime, cookie = self.attach()
+        first, last = self._known
+        if not (first <= offset and offset + length <= last):
+            work = runtime.make_present(cookie, offset, length)
+            self._known = runtime.call(work, 2 * self.timeout + _MARGIN)
+        return cookie
+
+    async def afetch(self, offset: int, length: int) -> Cookie:
+        """`fetch` for a running loop, whichever it is."""
+        runtime, cookie = await asyncio.to_thread(self.attach)
+        first, last = self._known
+        if not (first <= offset and offset + length <= last):
+            work = runtime.submit(runtime.make_present(cookie, offset, length))
+            async with asyncio.timeout(2 * self.timeout + _MARGIN):
+                self._known = await asyncio.wrap_future(work)
+        return cookie
+
+    def read_at(self, cookie: Cookie, buffer: memoryview, offset: int) -> int:
+        """Read present bytes. Blocks for the disk at most."""
+        got = cookie.file.read([buffer], offset)
+        if got < len(buffer):
+            raise OSError(errno.EIO, "the cache file is shorter than its object", self.cache)
+        return got
+
+
+class BlobFile(io.RawIOBase):
+    """A remote file, read-only and seekable; what is read is fetched and kept.
+
+    `read` and `readinto` move the position and are for one thread at a time; `pread` is for any
+    number. Survives fork, and pickling to other processes of the same user.
+    """
+
+    def __init__(self, blob: _Blob) -> None:
+        super().__init__()
+        self._blob = blob
+        self._at = 0
+
+    @property
+    def name(self) -> str:
+        """The source, without credentials."""
+        return redact(self._blob.identity.source)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._blob.identity.size
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}.get(whence)
+        if base is None:
+            raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
+        if base + offset < 0:
+            raise OSError(errno.EINVAL, "negative seek position")
+        self._at = base + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer`, short at the end of the file only. Raises OSError (EIO, ETIMEDOUT)."""
+        self._check_open()
+        with memoryview(buffer) as whole, whole.cast("B") as view:
+            got = self._read_at(view, self._at)
+        self._at += got
+        return got
+
+    def readall(self) -> bytes:
+        """Everything from the position to the end."""
+        data = bytearray(max(0, self.size - self._at))
+        self.readinto(data)
+        return bytes(data)
+
+    def pread(self, length: int, offset: int) -> bytes:
+        """Up to `length` bytes at `offset`, fewer at the end only; leaves the position alone."""
+        self._check_open()
+        if offset < 0 or length < 0:
+            raise OSError(errno.EINVAL, "negative offset or length")
+        data = bytearray(max(0, min(length, self.size - offset)))
+        with memoryview(data) as view:
+            self._read_at(view, offset)
+        return bytes(data)
+
+    def _read_at(self, view: memoryview, offset: int) -> int:
+        length = min(len(view), self.size - offset)
+        if length <= 0:
+            return 0
+        cookie = self._blob.fetch(offset, length)
+        return self._blob.read_at(cookie, view[:length], offset)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._blob.detach()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._check_open()
+        blob = self._blob
+        return _reopen, (blob.identity.dump(), blob.cache, blob.timeout, self._at)
+
+    def __repr__(self) -> str:
+        return f"<pagein.BlobFile {self.name!r} of {self.size} bytes>"
+
+
+def _reopen(identity: bytes, cache: str, timeout: float, at: int) -> BlobFile:
+    blob = _Blob(cache, timeout, Identity.load(identity))
+    blob.attach()
+    file = BlobFile(blob)
+    file.seek(at)
+    return file
+
+
+class AsyncBlobFile:
+    """The async twin: the same file for a running event loop."""
+
+    def __init__(self, blob: _Blob) -> None:
+        self._blob = blob
+        self._at = 0
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        """The source, without credentials."""
+        return redact(self._blob.identity.source)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._blob.identity.size
+
+    def seek(self, offset: int) -> None:
+        """Set the position."""
+        if offset < 0:
+            raise OSError(errno.EINVAL, "negative seek position")
+        self._at = offset
+
+    def tell(self) -> int:
+        """The position."""
+        return self._at
+
+    async def read(self, length: int = -1) -> bytes:
+        """Up to `length` bytes, or all, from the position on; fewer at the end only."""
+        wanted = self.size - self._at if length < 0 else length
+        data = await self.pread(max(0, wanted), self._at)
+        self._at += len(data)
+        return data
+
+    async def pread(self, length: int, offset: int) -> bytes:
+        """Up to `length` bytes at `offset`; leaves the position alone. Raises OSError."""
+        if self._closed:
+            raise ValueError("I/O operation on closed file")
+        if offset < 0 or length < 0:
+            raise OSError(errno.EINVAL, "negative offset or length")
+        data = bytearray(max(0, min(length, self.size - offset)))
+        if data:
+            cookie = await self._blob.afetch(offset, len(data))
+            view = memoryview(data)
+            await asyncio.to_thread(self._blob.read_at, cookie, view, offset)
+        return bytes(data)
+
+    async def aclose(self) -> None:
+        """Close it. Twice is fine."""
+        if not self._closed:
+            self._closed = True
+            await asyncio.to_thread(self._blob.detach)
+
+    async def __aenter__(self) -> AsyncBlobFile:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+
+def open(source: str, *, cache: str | None = None, timeout: float = TIMEOUT) -> BlobFile:
+    """Open an http(s) URL or a path for reading; what is read is fetched once and kept.
+
+    `cache` is a directory shared by all processes that name it, by default the user's
+    (`default_cache`). `timeout`, in seconds, is that of each read. Wrap it in io.BufferedReader
+    for many small reads.
+
+    Raises OSError: what the source answers (`pagein.origins.OriginError`), or EBUSY, EOPNOTSUPP
+    and others for a cache directory that cannot be used.
+    """
+    blob = _identified(source, cache, timeout)
+    blob.attach()
+    return BlobFile(blob)
+
+
+async def aopen(
+    source: str, *, cache: str | None = None, timeout: float = TIMEOUT
+) -> AsyncBlobFile:
+    """`open` for a running event loop."""
+    blob = await asyncio.to_thread(_identified, source, cache, timeout)
+    await asyncio.to_thread(blob.attach)
+    return AsyncBlobFile(blob)
+
+
+def _identified(source: str, cache: str | None, timeout: float) -> _Blob:
+    if "://" not in source:
+        source = os.path.abspath(source)
+    where = os.path.abspath(cache or default_cache())
+    runtime = runtimes.runtime_for(where, timeout)
+    identity = runtime.call(runtime.identify(source), timeout + _MARGIN)
+    return _Blob(where, timeout, identity)

@@ -1,0 +1,249 @@
+"""Both halves on a loop of their own, in a thread of this process: one for each cache directory.
+
+A fork leaves the thread behind, so a child forgets the runtimes of its parent and makes its own
+when it needs one; the range locks are those of open file descriptions, which a child must not keep
+alive. Blobs are named by their identity, so that files opened before the fork go on working.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import errno
+import logging
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from pagein.cachefiles.device import CachefilesDevice
+from pagein.daemon.loop import Daemon
+from pagein.daemon.records import Records
+from pagein.fscache import Advice, Cookie, FsCache
+from pagein.local import LocalDevice
+from pagein.origins import Identity, Origin, OriginError, open_origin, resolve
+from pagein.origins.identity import is_url
+
+log = logging.getLogger("pagein.library")
+
+T = TypeVar("T")
+
+VOLUME = b"erofs,pagein"
+_START_TIMEOUT = 30.0
+_CLOSE_TIMEOUT = 5.0
+
+
+class Runtime:
+    """One cache directory's halves, serving this process."""
+
+    def __init__(self, cache: str, timeout: float) -> None:
+        """Start the thread. Raises OSError when the cache directory cannot be used."""
+        self.cache = cache
+        self.timeout = timeout
+        self.loop = asyncio.new_event_loop()
+        self._ready: Future[None] = Future()
+        self._stop = asyncio.Event()
+        self._releases: set[asyncio.Task[None]] = set()
+        self._session: Any = None
+        self._thread = threading.Thread(target=self._run, name="pagein", daemon=True)
+        self._thread.start()
+        try:
+            self._ready.result(_START_TIMEOUT)
+        except BaseException:
+            self._thread.join(_CLOSE_TIMEOUT)
+            raise
+
+    # ---- called from any thread --------------------------------------------------------------
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine on the runtime's loop. Raises OSError once that has ended."""
+        if not self._thread.is_alive():
+            work.close()
+            raise OSError(errno.ESHUTDOWN, "the process is ending")
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def call(self, work: Coroutine[Any, Any, T], timeout: float) -> T:
+        """Run a coroutine on the runtime's loop and wait for it, `timeout` seconds at most."""
+        future = self.submit(work)
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            future.cancel()
+            raise OSError(errno.ETIMEDOUT, f"no answer within {timeout:g} s") from None
+        except BaseException:  # KeyboardInterrupt: nobody waits for it any more
+            future.cancel()
+            raise
+
+    def release(self, cookie: Cookie) -> None:
+        """Give a cookie back, in a while: a finaliser may call this, on any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the cookie
+            self.loop.call_soon_threadsafe(self._release, cookie)
+
+    def close(self) -> None:
+        """Stop the thread and close every file. Twice is fine."""
+        if self._thread.is_alive():
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(_CLOSE_TIMEOUT)
+
+    # ---- on the loop -------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        try:
+            self.loop.run_until_complete(self._main())
+        except BaseException as problem:
+            if not self._ready.done():
+                self._ready.set_exception(problem)
+            else:
+                log.exception("the library's thread ended")
+        finally:
+            self.loop.close()
+
+    async def _main(self) -> None:
+        os.makedirs(self.cache, 0o700, exist_ok=True)
+        self._records = Records(os.path.join(self.cache, "origins"))
+        self.device = CachefilesDevice(shared=True, copen_timeout=self.timeout)
+        self._fscache = FsCache(
+            self.device, timeout=self.timeout + 5, read_timeout=2 * self.timeout + 5
+        )
+        local = LocalDevice(self.device)
+        daemon = Daemon(
+            local, self._origin, cache=self.cache, timeout=self.timeout, claims=self._claims
+        )
+        serving = self.loop.create_task(daemon.run())
+        bound = self.loop.create_task(self.device.bound.wait())
+        stop = self.loop.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({serving, bound}, return_when=asyncio.FIRST_COMPLETED)
+            session = self.device.session
+            if session is None or session.cache is None:
+                await serving  # which says why there is no cache
+            self._ready.set_result(None)
+            await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await asyncio.gather(*self._releases, return_exceptions=True)
+            daemon.stop()
+            for task in (bound, stop):
+                task.cancel()
+            await asyncio.gather(serving, bound, stop, return_exceptions=True)
+            if self._session is not None:
+                await self._session.close()
+            await self.loop.shutdown_default_executor()
+
+    def _session_for(self, source: str) -> Any:
+        if self._session is None and is_url(source):
+            from pagein.origins.http import new_session
+
+            self._session = new_session()
+        return self._session
+
+    async def _origin(self, volume: bytes, cookie: bytes) -> Origin:
+        identity = await self.loop.run_in_executor(None, self._records.find, cookie)
+        session = self._session_for(identity.source)
+        return open_origin(identity, timeout=self.timeout, session=session)
+
+    def _claims(
+        self, volume: bytes, cookie: bytes
+    ) -> Callable[[int, int], contextlib.AbstractAsyncContextManager[list[tuple[int, int]]]]:
+        """How the fill of a blob holds a range against the other processes."""
+
+        @contextlib.asynccontextmanager
+        async def claim(start: int, end: int) -> AsyncIterator[list[tuple[int, int]]]:
+            found = self._fscache.file_of(volume, cookie)
+            if found is None:
+                raise OSError(errno.EIO, "the blob was closed")
+            async with found.claim(start, end, timeout=self.timeout) as missing:
+                yield missing
+
+        return claim
+
+    async def identify(self, source: str) -> Identity:
+        """What a source is now, or what it was when it cannot be reached. Raises OriginError."""
+        session = self._session_for(source)
+        try:
+            identity = await resolve(source, timeout=self.timeout, session=session)
+        except OriginError as problem:
+            known = None
+            if problem.retry:
+                known = await self.loop.run_in_executor(None, self._records.latest, source)
+            if known is None:
+                raise
+            log.warning("%s; going on with what is known of it", problem.strerror)
+            return known
+        await self.loop.run_in_executor(None, self._records.keep, identity)
+        return identity
+
+    async def acquire(self, identity: Identity) -> Cookie:
+        """The cookie of a blob. Raises OSError."""
+        try:
+            return await self._fscache.acquire(VOLUME, identity.key(), Advice.WANT_CACHE_SIZE)
+        except OSError as problem:
+            if isinstance(problem.__cause__, OSError):
+                raise problem.__cause__ from None
+            raise
+
+    def _release(self, cookie: Cookie) -> None:
+        task = self.loop.create_task(self._fscache.relinquish(cookie))
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
+
+    async def make_present(self, cookie: Cookie, offset: int, length: int) -> tuple[int, int]:
+        """Fetch what is missing of a range; returns the present extent from there on.
+
+        What is in that extent stays, so the caller may read it without asking again.
+        """
+        await self._fscache.make_present(cookie, offset, length)
+        return offset, cookie.file.present_from(offset)
+
+
+class _Process:
+    """What this process has; a forked child begins anew."""
+
+    def __init__(self) -> None:
+        self.runtimes: dict[tuple[str, float], Runtime] = {}
+        self.inherited: list[Runtime] = []
+        """Runtimes of the parent: never used here, and never finalised either."""
+        self.lock = threading.Lock()
+        self.generation = 0
+        """Counts the forks between the first process and this one."""
+
+    def forked(self) -> None:
+        """In a child: forget the parent's runtimes, and let go of their locks."""
+        self.lock = threading.Lock()
+        self.generation += 1
+        for runtime in self.runtimes.values():
+            self.inherited.append(runtime)
+            session = runtime.device.session
+            if session is not None:
+                # Else a range that the parent has locked would stay locked when it dies.
+                session.withdraw()
+        self.runtimes.clear()
+
+    def end(self) -> None:
+        """At exit: close what is open."""
+        for runtime in list(self.runtimes.values()):
+            runtime.close()
+        self.runtimes.clear()
+
+
+_process = _Process()
+os.register_at_fork(after_in_child=_process.forked)
+atexit.register(_process.end)
+
+
+def generation() -> int:
+    """Another number in each process of a line of forks."""
+    return _process.generation
+
+
+def runtime_for(cache: str, timeout: float) -> Runtime:
+    """This process's runtime for a cache directory. Raises OSError when it cannot be used."""
+    key = (os.path.abspath(cache), timeout)
+    with _process.lock:
+        found = _process.runtimes.get(key)
+        if found is None:
+            found = _process.runtimes[key] = Runtime(*key)
+        return found

@@ -1,0 +1,270 @@
+"""One pagein with directories of its own, driven by its command line as a user drives it."""
+
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pagein.cachefiles.presence import data_ranges
+from pagein.testing.webserver import WebServer
+
+COMMAND = (sys.executable, "-P", "-m", "pagein.cli.main")
+DEADLINE = 60.0
+"""Seconds after which a command of a test is hanging."""
+_PATIENCE = 20.0
+
+
+@dataclass(frozen=True)
+class Image:
+    """A tree, and the same as metadata and blob, as one file, and compressed."""
+
+    tree: Path
+    meta: Path
+    blob: Path
+    single: Path
+
+    @property
+    def files(self) -> list[Path]:
+        """Its files, relative."""
+        found = (path for path in self.tree.rglob("*") if path.is_file())
+        return sorted(path.relative_to(self.tree) for path in found)
+
+
+def mkfs(image: Path, tree: Path, *options: str) -> Path:
+    """Make an EROFS image; always the same bytes for the same tree."""
+    uuid = "-U00000000-0000-4000-8000-000000000001"
+    command = ["mkfs.erofs", "-T0", uuid, "--quiet", *options, str(image), str(tree)]
+    subprocess.run(command, check=True, timeout=DEADLINE, capture_output=True)
+    return image
+
+
+def make_image(directory: Path, tree: Path) -> Image:
+    """All forms of an image of `tree`."""
+    blob = directory / "blob.erofs"
+    split = ("--chunksize=1048576", f"--blobdev={blob}")
+    meta = mkfs(directory / "meta.erofs", tree, *split)
+    return Image(tree, meta, blob, mkfs(directory / "single.erofs", tree))
+
+
+def wait_for(what: Callable[[], Any], *, patience: float = _PATIENCE) -> Any:
+    """Poll until `what` returns something true, and return that."""
+    give_up = time.monotonic() + patience
+    while not (found := what()):
+        assert time.monotonic() < give_up, f"{what} did not come about"
+        time.sleep(0.02)
+    return found
+
+
+class Pagein:
+    """A runtime directory, a cache and mount points, below one directory."""
+
+    def __init__(self, directory: Path, *, cache: Path | None = None) -> None:
+        self.directory = directory
+        self.state = directory / "run"
+        self.cache = cache or directory / "cache"
+        self.target = self.dir("mnt")
+
+    def dir(self, name: str) -> Path:
+        """A mount point."""
+        path = self.directory / name
+        path.mkdir(exist_ok=True)
+        return path
+
+    # ---- commands ----------------------------------------------------------------------------
+
+    def argv(self, *arguments: object) -> list[str]:
+        """The command line of `pagein ARGUMENTS` for these directories."""
+        places = ["--state-dir", str(self.state), "--cache", str(self.cache)]
+        return [*COMMAND, *places, *map(str, arguments)]
+
+    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, whatever that is."""
+        argv = self.argv(*arguments)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=DEADLINE, check=False)
+
+    def ok(self, *arguments: object) -> str:
+        """Run a command that must work without a word on standard error; its output."""
+        done = self.run(*arguments)
+        assert (done.returncode, done.stderr) == (0, ""), (arguments, done, self.log())
+        return done.stdout
+
+    def mount(self, *sources: str, target: Path | None = None, options: tuple[str, ...] = ()) -> None:
+        """Mount metadata (or all) and devices."""
+        primary, *devices = sources
+        arguments = [word for device in devices for word in ("--device", device)]
+        self.ok("mount", *options, primary, *arguments, target or self.target)
+
+    def umount(self, target: Path | None = None) -> None:
+        """Unmount."""
+        self.ok("umount", target or self.target)
+
+    def status(self) -> dict[str, Any]:
+        """What `pagein status --json` says."""
+        found: dict[str, Any] = json.loads(self.ok("status", "--json"))
+        return found
+
+    def log(self) -> str:
+        """The log of the three processes."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.state / "log").read_text()
+        return ""
+
+    # ---- what is there -----------------------------------------------------------------------
+
+    def processes(self) -> dict[int, str]:
+        """Living processes of this pagein, but not commands: pid -> command line."""
+        found = {}
+        for proc in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                words = (proc / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                ours = any(str(self.directory) in word for word in words)
+                if ours and {"pagein.keeper", "pagein.kernelhalf", "pagein.daemon"} & set(words):
+                    found[int(proc.name)] = " ".join(words)
+        return found
+
+    def leftovers(self) -> list[str]:
+        """Mounts, loop devices, processes, sockets and locks of this pagein."""
+        found = [f"process {pid}: {line}" for pid, line in self.processes().items()]
+        below = str(self.directory)
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            if line.split()[4].startswith(f"{below}/") and str(self.cache) != line.split()[4]:
+                found.append(f"mount {line}")
+        for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+            with contextlib.suppress(OSError):
+                if path.read_text().startswith(f"{below}/run"):
+                    found.append(f"loop device {path}")
+        found += [f"socket {path}" for path in self.state.glob("*.sock")]
+        if self.locked:
+            found.append("lock")
+        return found
+
+    @property
+    def locked(self) -> bool:
+        """Whether a keeper holds the runtime directory."""
+        try:
+            fd = os.open(self.state / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def cache_files(self) -> list[Path]:
+        """The cache files of all blobs."""
+        return sorted(path for path in (self.cache / "cache").rglob("*") if path.is_file())
+
+    def assert_cached_right(self, *sources: Path) -> int:
+        """Every byte that the cache calls present is that of one of `sources`; how many are."""
+        total = 0
+        known = {path.stat().st_size: path for path in sources}
+        for path in self.cache_files():
+            size = int.from_bytes(os.getxattr(path, "user.CacheFiles.cache")[:8], "big")
+            source = known[size].read_bytes()
+            source += bytes(-size % 4096)
+            with path.open("rb") as file:
+                for start, end in data_ranges(file.fileno(), 0, path.stat().st_size):
+                    found = os.pread(file.fileno(), end - start, start)
+                    assert found == source[start:end], f"{path} at {start}"
+                    total += end - start
+        return total
+
+    # ---- the end -----------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Undo everything, also after a failed test, then insist that nothing is left."""
+        below = f"{self.directory}/"
+        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+            if line.split()[4].startswith(below) and " - erofs " in line:
+                self.run("umount", "--lazy", line.split()[4])
+        try:
+            wait_for(lambda: not self.leftovers(), patience=10.0)
+        except AssertionError:
+            left = self.leftovers()
+            for pid in self.processes():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, 9)
+            wait_for(lambda: not self.processes())
+            for name in ("mnt", "run/dev", "run/blobs"):
+                subprocess.run(
+                    ["umount", "--lazy", str(self.directory / name)],
+                    capture_output=True,
+                    check=False,
+                )
+            raise AssertionError(f"left behind: {left}\n{self.log()}") from None
+
+
+@contextlib.contextmanager
+def pagein_in(directory: Path, **options: Any) -> Iterator[Pagein]:
+    """A `Pagein` that is ended."""
+    pagein = Pagein(directory, **options)
+    try:
+        yield pagein
+    finally:
+        pagein.close()
+
+
+# ---- readers ------------------------------------------------------------------------------------
+
+
+def sums(tree: Path) -> dict[str, str]:
+    """sha256 of every file below `tree`, by sha256sum in a process of its own."""
+    command = "find . -type f -print0 | sort -z | xargs -0 -r sha256sum --"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=DEADLINE,
+    )
+    lines = (line.split("  ", 1) for line in done.stdout.splitlines())
+    return {name: digest for digest, name in lines}
+
+
+def listing(tree: Path) -> str:
+    """`ls -lR` of `tree`, in a process of its own."""
+    done = subprocess.run(
+        ["ls", "-lR"], cwd=tree, capture_output=True, text=True, check=True, timeout=DEADLINE
+    )
+    return done.stdout
+
+
+def forget(*paths: Path) -> None:
+    """Let the kernel drop the pages of files from memory, so that the next read is a read."""
+    for path in paths:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def drop_caches() -> None:
+    """Let the kernel drop every clean page, directory entry and inode."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+def read_errno(path: Path, offset: int = 0, length: int = 4096) -> int:
+    """The errno of reading a piece of a file, or 0 if that worked."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.pread(fd, length, offset)
+    except OSError as problem:
+        return problem.errno or -1
+    finally:
+        os.close(fd)
+    return 0
+
+
+def ranges_of(server: WebServer, path: str) -> list[tuple[int, int]]:
+    """What was asked of one file of a server, in bytes, without the look that `resolve` takes."""
+    return [(start, end) for name, start, end in server.requests if name == path and end - start > 1]
