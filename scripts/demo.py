@@ -9,40 +9,22 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
-from demo_clean import remove, stop_pagein
 from demo_library import through_the_library
 from demo_server import Server
 from demo_show import DemoError, Show
 from demo_tree import MB, Tree, copy_tree, hash_file
 
+from pagein.testing.instance import CommandFailed, Instance, mounted_below
+
 _RATE = 25 * MB  # bytes per second: 200 Mbit/s
 _READERS = 8
 _CAP_SYS_ADMIN = 21
-
-
-class Pagein:
-    """The command `pagein` with directories of the demo's own."""
-
-    def __init__(self, tmp: Path) -> None:
-        self.state, self.cache, self.target = tmp / "run", tmp / "cache", tmp / "mnt"
-        self.target.mkdir()
-
-    def __call__(self, *arguments: str | Path) -> None:
-        """Run `pagein ARGUMENTS`; DemoError with what it says if it fails."""
-        command = [sys.executable, "-m", "pagein.cli.main"]
-        command += ["--state-dir", str(self.state), "--cache", str(self.cache)]
-        ran = subprocess.run(
-            [*command, *map(str, arguments)], capture_output=True, text=True, check=False
-        )
-        if ran.returncode:
-            raise DemoError(f"pagein {arguments[0]}: {(ran.stderr or ran.stdout).strip()}")
 
 
 def why_no_mount() -> str | None:
@@ -76,7 +58,8 @@ def make_image(show: Show, tmp: Path, limit: int) -> tuple[Tree, list[Path]]:
         tree = copy_tree(tmp / "tree", limit, lambda size: step.at(size, limit))
     (tmp / "www").mkdir()
     meta, blob = tmp / "www/tree.meta", tmp / "www/tree.blob"
-    command = ["mkfs.erofs", "--quiet", "--chunksize=1048576", f"--blobdev={blob}", meta, tree.root]
+    command = ["mkfs.erofs", "--quiet", "--chunksize=1048576", f"--blobdev={blob}"]
+    command += [str(meta), str(tree.root)]
     with show.step("making the image (mkfs.erofs)", line=False):
         made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode:
@@ -89,14 +72,14 @@ def make_image(show: Show, tmp: Path, limit: int) -> tuple[Tree, list[Path]]:
 
 def on_a_mount(show: Show, tree: Tree, server: Server, tmp: Path, stack: ExitStack) -> None:
     """The demo for root."""
-    pagein = Pagein(tmp)
-    stack.callback(stop_pagein, pagein.state, pagein.cache, pagein.target)
-    command = ["mount", server.url + "tree.meta", "--device", server.url + "tree.blob"]
-    top, everything = pagein.target, list(tree.checksums)
-    some = a_few(tree)
+    pagein = stack.enter_context(Instance(tmp))
+    image = [server.url + "tree.meta", server.url + "tree.blob"]
+    some, everything = a_few(tree), list(tree.checksums)
+    top = tmp / "mnt"
+    top.mkdir()
 
     with show.step("mounted"):
-        pagein(*command, top)
+        pagein.mount(image, top)
     with show.step("ls -lR") as step:
         step.name = list_all(top)
     compare(show, f"read {len(some)} files, checksums equal", top, tree, some)
@@ -104,14 +87,14 @@ def on_a_mount(show: Show, tree: Tree, server: Server, tmp: Path, stack: ExitSta
         step.name = run_program(tree, top)
     compare(show, f"read all, {len(everything):,} checksums equal", top, tree, everything)
     with show.step("unmounted, server stopped"):
-        pagein("umount", top)
+        pagein.umount(top)
         server.stop()
     show.fetched = None
     with show.step("mounted again, from the cache"):
-        pagein(*command, top)
+        pagein.mount(image, top)
     compare(show, f"read all, {len(everything):,} checksums equal", top, tree, everything)
     with show.step("unmounting", line=False):
-        pagein("umount", top)
+        pagein.umount(top)
 
 
 def list_all(top: Path) -> str:
@@ -198,6 +181,13 @@ def demo(show: Show, limit: int, stack: ExitStack) -> None:
     show.say("  [bold]Every byte was right, and the second time nobody had to send it.[/]")
 
 
+def remove(directory: Path) -> None:
+    """Remove `directory`, but nothing through a mount that is still there."""
+    if mounted_below(directory):
+        raise DemoError(f"still mounted, and not removed: {directory}")
+    shutil.rmtree(directory, ignore_errors=True)
+
+
 def _interrupted(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
@@ -224,7 +214,7 @@ def main() -> int:
     except KeyboardInterrupt:
         show.say("  stopped, and cleaned up")
         return 130
-    except (DemoError, OSError, subprocess.SubprocessError) as problem:
+    except (CommandFailed, DemoError, OSError, subprocess.SubprocessError) as problem:
         show.say(f"  [red]error:[/] {problem}")
         return 1
     if options.record:

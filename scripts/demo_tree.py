@@ -66,8 +66,7 @@ def copy_tree(root: Path, limit: int, progress: Callable[[int], object]) -> Tree
         for path in _walk(part):
             if tree.size >= limit:
                 break
-            if path.relative_to("/") not in tree.checksums:
-                _copy(tree, path)
+            _copy(tree, path)
             progress(tree.size)
         if tree.size > before:
             tree.parts.append(part)
@@ -84,6 +83,8 @@ def _walk(top: Path) -> Iterator[Path]:
 def _copy(tree: Tree, source: Path) -> None:
     """Copy one file or symbolic link; what this user may not read, or is neither, is left out."""
     target = tree.root / source.relative_to("/")
+    if os.path.lexists(target):  # parts may overlap
+        return
     try:
         found = source.lstat()
         if stat.S_ISLNK(found.st_mode):

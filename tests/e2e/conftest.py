@@ -30,14 +30,17 @@ def _fill(tree: Path, sizes: dict[str, int], seed: int) -> None:
     for name, size in sizes.items():
         path = tree / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(source.randbytes(size))
+        data = source.randbytes(size)
+        if name.endswith(".txt"):
+            data = (data[:3000].hex().encode() * (size // 6000 + 1))[:size]  # compresses well
+        path.write_bytes(data)
 
 
 @pytest.fixture(scope="session")
 def small(image_dir: Path) -> Image:
     """Some 17 MiB: four files of 4 MiB and a few dozen of all kinds of small sizes."""
     directory = image_dir / "small"
-    sizes = {f"large/{n}": 4 * MIB + n for n in range(4)}
+    sizes = {f"large/{name}": 4 * MIB + 13 for name in ("0", "1", "2.txt", "3.txt")}
     sizes |= {f"dir-{n % 4}/{n}": (0, 1, 4095, 4096, 4097, 70_000)[n % 6] for n in range(48)}
     _fill(directory / "tree", sizes, 1)
     return make_image(directory, directory / "tree")

@@ -265,6 +265,12 @@ def read_errno(path: Path, offset: int = 0, length: int = 4096) -> int:
     return 0
 
 
+def serve(server: WebServer, **files: Path) -> list[str]:
+    """Serve files under their names; their URLs."""
+    server.files = {f"/{name}": path for name, path in files.items()}
+    return [server.url(f"/{name}") for name in files]
+
+
 def ranges_of(server: WebServer, path: str) -> list[tuple[int, int]]:
     """What was asked of one file of a server, in bytes, without the look that `resolve` takes."""
     return [(start, end) for name, start, end in server.requests if name == path and end - start > 1]

@@ -4,17 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.e2e.harness import Image, Pagein, listing, mkfs, sums
+from tests.e2e.harness import Image, Pagein, listing, mkfs, serve, sums
 
 from pagein.testing.webserver import WebServer
 
 pytestmark = pytest.mark.root
-
-
-def serve(server: WebServer, **files: Path) -> list[str]:
-    """Serve files; their URLs."""
-    server.files = {f"/{name}": path for name, path in files.items()}
-    return [server.url(f"/{name}") for name in files]
 
 
 def test_a_large_tree_equals_its_source(large: Image, server: WebServer, pagein: Pagein) -> None:
@@ -50,11 +44,12 @@ def test_a_walk_fetches_little(
     pagein.umount()
 
 
-@pytest.mark.parametrize("options", [(), ("-zlz4",), ("-zlz4hc", "-C65536")], ids=str)
+@pytest.mark.parametrize("options", [(), ("-zlz4",)], ids=str)
 def test_single_file_images(
     options: tuple[str, ...], small: Image, server: WebServer, pagein: Pagein
 ) -> None:
     image = mkfs(pagein.directory / "image", small.tree, *options)
+    assert not options or image.stat().st_size < 0.9 * small.single.stat().st_size
     pagein.mount(*serve(server, image=image))
     assert sums(pagein.target) == sums(small.tree)
     pagein.umount()

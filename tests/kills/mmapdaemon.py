@@ -66,7 +66,7 @@ async def serve(device: FileDevice, cache: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     for name in ("device-fd", "dir-fd", "ready-fd"):
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--cache")

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.kills.places import Image, cache_on, make_image, wrong_pages
 
 from pagein.testing.webserver import WebServer, serve_in_thread
-from tests.kills.places import Image, cache_on, make_image, wrong_pages
 
 HERE = Path(__file__).parent
 PAGEIN = [sys.executable, "-m", "pagein.cli.main"]
@@ -51,7 +51,7 @@ class Round:
 
     def pagein(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         options = ["--state-dir", self.state, "--cache", self.cache]
-        command = [*PAGEIN, *options, *words]
+        command: list[str | Path] = [*PAGEIN, *options, *words]
         return subprocess.run(command, text=True, capture_output=True, timeout=120, check=False)
 
     def child(self, module: str) -> int | None:
@@ -82,11 +82,10 @@ class Round:
     def readers(self, count: int, seed: int) -> Iterator[list[dict[str, int]]]:
         """Processes that read and compare; their counts are in the list afterwards."""
         counts: list[dict[str, int]] = []
-        command = [sys.executable, HERE / "reader.py", self.mnt / self.image.name]
+        reader: list[str | Path] = [sys.executable, HERE / "reader.py"]
+        reader += [self.mnt / self.image.name, self.image.source]
         processes = [
-            subprocess.Popen(
-                [*command, self.image.source, str(seed + i)], text=True, stdout=subprocess.PIPE
-            )
+            subprocess.Popen([*reader, str(seed + i)], text=True, stdout=subprocess.PIPE)
             for i in range(count)
         ]
         try:
@@ -113,25 +112,59 @@ def kill_round(directory: Path, image: Image, kind: str, module: str, times: int
     directory.mkdir()
     directory.chmod(0o755)
     files = {"/meta": image.meta, "/blob": image.blob}
-    seed = int.from_bytes(os.urandom(4), "little")
-    print(f"seed {seed}")
-    draw = random.Random(seed)
     with cache_on(kind, directory) as cache, serve_in_thread(WebServer(files, rate=RATE)) as web:
         round_ = Round(directory, cache, image)
-        mount = ["mount", "--timeout", "20", web.url("/meta"), "--device", web.url("/blob")]
-        mounted = round_.pagein(*mount, round_.mnt)
-        assert mounted.returncode == 0, mounted.stderr
+        mount = ["--timeout", "20", web.url("/meta"), "--device", web.url("/blob")]
+        kill_under_readers(round_, mount, module, times)
+        assert not wrong_pages(cache, [image.meta, image.blob])
+
+
+def kill_under_readers(round_: Round, mount: list[str], module: str, times: int) -> None:
+    seed = int.from_bytes(os.urandom(4), "little")
+    print(f"seed {seed}")
+    mounted = round_.pagein("mount", *mount, round_.mnt)
+    assert mounted.returncode == 0, mounted.stderr
+    try:
+        with round_.readers(3, seed) as counts:
+            killed = round_.kill(module, times, random.Random(seed))
+            time.sleep(1.0)
+    finally:
+        log = (round_.state / "log").read_text()
+        round_.gone()
+    assert killed >= times * 0.6, f"killed {killed} of {times}\n{log}"
+    assert all(c["right"] for c in counts), f"{counts}\n{log}"
+    # Between two lives a read waits: nothing here is past a deadline, so nothing is EIO.
+    assert not any(c["eio"] for c in counts), f"{counts}\n{log}"
+
+
+def mapped_round(directory: Path, image: Image, kind: str, times: int) -> None:
+    """The same with a daemon that writes from mapped files that are not in memory."""
+    directory.mkdir()
+    directory.chmod(0o755)
+    with cache_on(kind, directory) as cache:
+        round_ = Round(directory, cache, image)
+        round_.state.mkdir()
+        keeper: list[str | Path] = [sys.executable, HERE / "mmapkeeper.py"]
+        keeper += ["--state-dir", round_.state, "--cache", cache, "--linger", "20"]
+        read, write = os.pipe()
+        with (round_.state / "log").open("wb") as log:
+            process = subprocess.Popen(
+                [*keeper, "--ready-fd", str(write)],
+                pass_fds=[write],
+                stdout=log,
+                stderr=log,
+            )
+        os.close(write)
         try:
-            with round_.readers(3, seed) as counts:
-                killed = round_.kill(module, times, draw)
-                time.sleep(1.0)
+            with os.fdopen(read) as ready:
+                assert ready.readline() == "ok\n", (round_.state / "log").read_text()
+            paths = [str(path).strip("/") for path in (image.meta, image.blob)]
+            keys = [f"key:mapped/{path.replace('/', '|')}" for path in paths]
+            kill_under_readers(round_, [keys[0], "--device", keys[1]], "mmapdaemon.py", times)
+            assert process.wait(30) == 0
         finally:
-            log = (round_.state / "log").read_text()
-            round_.gone()
-        assert killed >= times * 0.6, f"killed {killed} of {times}\n{log}"
-        assert all(c["right"] for c in counts), f"{counts}\n{log}"
-        # Between two lives a read waits: nothing here is past a deadline, so nothing is EIO.
-        assert not any(c["eio"] for c in counts), f"{counts}\n{log}"
+            process.terminate()
+            process.wait(30)
         assert not wrong_pages(cache, [image.meta, image.blob])
 
 
@@ -145,6 +178,21 @@ def test_user_half_killed(public_tmp: Path, image: Image, kind: str) -> None:
 @pytest.mark.parametrize("kind", FILE_SYSTEMS)
 def test_kernel_half_killed(public_tmp: Path, image: Image, kind: str) -> None:
     kill_round(public_tmp / "round", image, kind, "pagein.kernelhalf", 4)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("kind", ["disk", "tmpfs"])
+def test_mapped_writer_killed(public_tmp: Path, image: Image, kind: str) -> None:
+    mapped_round(public_tmp / "round", image, kind, 6)
+
+
+@pytest.mark.root
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", FILE_SYSTEMS)
+def test_mapped_writer_killed_often(public_tmp: Path, image: Image, kind: str) -> None:
+    for number in range(8):
+        mapped_round(public_tmp / f"round{number}", image, kind, 10)
 
 
 @pytest.mark.root

@@ -202,7 +202,7 @@ class BackingFile:
         """
         give_up = time.monotonic() + timeout
         pause = _FIRST_PAUSE
-        while not ofd_lock(self.fd, fcntl.F_WRLCK, start, end - start):
+        while not self._lock_range(start, end):
             if time.monotonic() > give_up:
                 raise TimeoutError(
                     errno.ETIMEDOUT, "another process holds this range", os.fsdecode(self.path)
@@ -219,6 +219,10 @@ class BackingFile:
         finally:
             if self.fd >= 0:  # else the lock went with it
                 ofd_lock(self.fd, fcntl.F_UNLCK, start, end - start)
+
+    def _lock_range(self, start: int, end: int) -> bool:
+        with self._in_use() as fd:
+            return ofd_lock(fd, fcntl.F_WRLCK, start, end - start)
 
 
 async def _to_its_end(writing: asyncio.Future[int]) -> int:

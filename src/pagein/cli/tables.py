@@ -24,7 +24,8 @@ def print_status(found: dict[str, Any]) -> None:
         console.print(f"[red]{found['problem']}[/red]")
     for mount in found["mounts"]:
         how = "complete, mounted directly" if mount["direct"] else "on demand"
-        console.print(f"{mount['target']}  {', '.join(mount['sources'])}  ({how})")
+        text = f"{mount['target']}  {', '.join(mount['sources'])}  ({how})"
+        console.print(text, soft_wrap=True, markup=False, highlight=False)
     if found["blobs"]:
         console.print(_blobs(found["blobs"]))
     oldest = found["oldest_read"]

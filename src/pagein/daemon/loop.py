@@ -271,7 +271,15 @@ class Daemon:
             await self._objects.writer(blob).pwrite(data, offset)
 
         name = name_of(key)
-        fill = Fill(origin, size, write, timeout=self._timeout, budget=self._budget, name=name)
+        fill = Fill(
+            origin,
+            size,
+            write,
+            timeout=self._timeout,
+            claim=None if self._claims is None else self._claims(*key),
+            budget=self._budget,
+            name=name,
+        )
         blob = Blob(key, origin, size, fill)
         return blob
 

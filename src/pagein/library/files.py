@@ -49,7 +49,11 @@ class _Blob:
         with self._lock:
             if self._attached is None or self._generation != runtimes.generation():
                 runtime = runtimes.runtime_for(self.cache, self.timeout)
-                cookie = runtime.call(runtime.acquire(self.identity), self.timeout + _MARGIN)
+                try:
+                    cookie = runtime.call(runtime.acquire(self.identity), self.timeout + _MARGIN)
+                except BaseException:
+                    runtime.release(None)
+                    raise
                 self._attached = runtime, cookie
                 self._generation, self._known = runtimes.generation(), (0, 0)
             return self._attached
@@ -276,5 +280,8 @@ def _identified(source: str, cache: str | None, timeout: float) -> _Blob:
         source = os.path.abspath(source)
     where = os.path.abspath(cache or default_cache())
     runtime = runtimes.runtime_for(where, timeout)
-    identity = runtime.call(runtime.identify(source), timeout + _MARGIN)
+    try:
+        identity = runtime.call(runtime.identify(source), timeout + _MARGIN)
+    finally:
+        runtime.release(None)
     return _Blob(where, timeout, identity)

@@ -33,6 +33,8 @@ T = TypeVar("T")
 VOLUME = b"erofs,pagein"
 _START_TIMEOUT = 30.0
 _CLOSE_TIMEOUT = 5.0
+_LINGER = 1.0
+"""Seconds that a runtime without files waits for the next one before it ends."""
 
 
 class Runtime:
@@ -42,6 +44,8 @@ class Runtime:
         """Start the thread. Raises OSError when the cache directory cannot be used."""
         self.cache = cache
         self.timeout = timeout
+        self.users = 0
+        """Files open, and calls to open one; guarded by the lock of `_Process`."""
         self.loop = asyncio.new_event_loop()
         self._ready: Future[None] = Future()
         self._stop = asyncio.Event()
@@ -76,8 +80,8 @@ class Runtime:
             future.cancel()
             raise
 
-    def release(self, cookie: Cookie) -> None:
-        """Give a cookie back, in a while: a finaliser may call this, on any thread."""
+    def release(self, cookie: Cookie | None) -> None:
+        """Give a cookie back, and the runtime; a finaliser may call this, on any thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the cookie
             self.loop.call_soon_threadsafe(self._release, cookie)
 
@@ -185,10 +189,20 @@ class Runtime:
                 raise problem.__cause__ from None
             raise
 
-    def _release(self, cookie: Cookie) -> None:
-        task = self.loop.create_task(self._fscache.relinquish(cookie))
-        self._releases.add(task)
-        task.add_done_callback(self._releases.discard)
+    def _release(self, cookie: Cookie | None) -> None:
+        if cookie is not None:
+            task = self.loop.create_task(self._fscache.relinquish(cookie))
+            self._releases.add(task)
+            task.add_done_callback(self._releases.discard)
+        with _process.lock:
+            self.users -= 1
+            unused = not self.users
+        if unused:
+            self.loop.call_later(_LINGER, _process.end_unused, self)
+
+    def stop_soon(self) -> None:
+        """End the thread; to be called on the loop."""
+        self._stop.set()
 
     async def make_present(self, cookie: Cookie, offset: int, length: int) -> tuple[int, int]:
         """Fetch what is missing of a range; returns the present extent from there on.
@@ -206,13 +220,13 @@ class _Process:
         self.runtimes: dict[tuple[str, float], Runtime] = {}
         self.inherited: list[Runtime] = []
         """Runtimes of the parent: never used here, and never finalised either."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.generation = 0
         """Counts the forks between the first process and this one."""
 
     def forked(self) -> None:
         """In a child: forget the parent's runtimes, and let go of their locks."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.generation += 1
         for runtime in self.runtimes.values():
             self.inherited.append(runtime)
@@ -221,6 +235,14 @@ class _Process:
                 # Else a range that the parent has locked would stay locked when it dies.
                 session.withdraw()
         self.runtimes.clear()
+
+    def end_unused(self, runtime: Runtime) -> None:
+        """End a runtime, on its loop, unless somebody has begun to use it again."""
+        with self.lock:
+            if runtime.users:
+                return
+            self.runtimes = {k: v for k, v in self.runtimes.items() if v is not runtime}
+        runtime.stop_soon()
 
     def end(self) -> None:
         """At exit: close what is open."""
@@ -240,10 +262,14 @@ def generation() -> int:
 
 
 def runtime_for(cache: str, timeout: float) -> Runtime:
-    """This process's runtime for a cache directory. Raises OSError when it cannot be used."""
+    """This process's runtime for a cache directory; `release` gives it back.
+
+    Raises OSError when the directory cannot be used.
+    """
     key = (os.path.abspath(cache), timeout)
     with _process.lock:
         found = _process.runtimes.get(key)
         if found is None:
             found = _process.runtimes[key] = Runtime(*key)
+        found.users += 1
         return found

@@ -1,0 +1,139 @@
+"""What is in memory reaches neither half, and what is cold is fetched once."""
+
+import hashlib
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tests.e2e.harness import Image, Pagein, ranges_of, serve, sums, wait_for
+
+from pagein.testing.webserver import WebServer
+
+pytestmark = pytest.mark.root
+
+# utime and stime of a process, and how often any of its threads has gone to sleep: who wakes up
+# goes to sleep again.
+Effort = tuple[int, int, int]
+
+
+def effort(pid: int) -> Effort:
+    """What a process has done since it was started."""
+    proc = Path("/proc", str(pid))
+    fields = (proc / "stat").read_text().rpartition(")")[2].split()
+    sleeps = 0
+    for status in proc.glob("task/*/status"):
+        words = status.read_text().split()
+        sleeps += int(words[words.index("voluntary_ctxt_switches:") + 1])
+    return int(fields[11]), int(fields[12]), sleeps
+
+
+def at_rest(pids: Sequence[int]) -> list[Effort]:
+    """The effort of processes once they do nothing more."""
+    last = [effort(pid) for pid in pids]
+
+    def unchanged() -> bool:
+        nonlocal last
+        time.sleep(0.3)
+        before, last = last, [effort(pid) for pid in pids]
+        return before == last
+
+    wait_for(unchanged)
+    return last
+
+
+@pytest.mark.parametrize("form", ["fuse", "direct"])
+def test_a_repeated_read_reaches_neither_half(
+    form: str, small: Image, server: WebServer, pagein: Pagein
+) -> None:
+    urls = serve(server, meta=small.meta, blob=small.blob)
+    pagein.mount(*urls)
+    expected = sums(pagein.target)
+    if form == "direct":
+        pagein.umount()
+        pagein.mount(*urls)
+        assert sums(pagein.target) == expected
+    before = pagein.status()
+    assert before["mounts"][0]["direct"] is (form == "direct")
+    pids = [before["pid"], before["daemon_pid"]]
+    resting, sent = at_rest(pids), server.bytes_sent
+    for _ in range(3):
+        assert sums(pagein.target) == expected
+    assert [effort(pid) for pid in pids] == resting
+    assert pagein.status()["fuse_requests"] == before["fuse_requests"]
+    assert server.bytes_sent == sent
+    pagein.umount()
+
+
+def test_an_idle_pagein_sleeps(small: Image, server: WebServer, pagein: Pagein) -> None:
+    pagein.mount(*serve(server, single=small.single))
+    (pagein.target / "large/0").read_bytes()
+    found = pagein.status()
+    tasks = [task for pid in pagein.processes() for task in Path(f"/proc/{pid}/task").iterdir()]
+    # Without the daemon's loop: some day it has to end the connections it keeps alive.
+    tasks = [task for task in tasks if task.name != str(found["daemon_pid"])]
+    at_rest(list(pagein.processes()))
+    resting = [switches(task) for task in tasks]
+    time.sleep(2.5)
+    assert [switches(task) for task in tasks] == resting
+    pagein.umount()
+
+
+def switches(task: Path) -> str:
+    """How often a thread was stopped or has gone to sleep."""
+    return (task / "status").read_text().partition("voluntary_ctxt_switches")[2]
+
+
+READERS = """
+import hashlib, os, sys, threading
+path, offset, length, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+barrier = threading.Barrier(count)
+found = set()
+def read():
+    fd = os.open(path, os.O_RDONLY)
+    barrier.wait()
+    found.add(hashlib.sha256(os.pread(fd, length, offset)).hexdigest())
+    os.close(fd)
+threads = [threading.Thread(target=read) for _ in range(count)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(*found)
+"""
+
+
+def test_many_readers_of_a_cold_range_cause_one_fetch(
+    small: Image, server: WebServer, pagein: Pagein
+) -> None:
+    server.latency = 0.2  # so that all of them are waiting when the bytes come
+    pagein.mount(*serve(server, meta=small.meta, blob=small.blob))
+    assert ranges_of(server, "/blob") == []
+    arguments = [str(pagein.target / "large/0"), str(1 << 20), "4096", "32"]
+    done = subprocess.run(
+        [sys.executable, "-c", READERS, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    data = (small.tree / "large/0").read_bytes()[1 << 20 :][:4096]
+    assert done.stdout.split() == [hashlib.sha256(data).hexdigest()]
+    fetched = ranges_of(server, "/blob")
+    assert len(fetched) == 1
+    assert pagein.status()["oldest_read"] is None
+    pagein.umount()
+
+
+def test_readers_in_processes_of_their_own_fetch_nothing_twice(
+    small: Image, server: WebServer, pagein: Pagein
+) -> None:
+    server.latency = 0.02
+    pagein.mount(*serve(server, meta=small.meta, blob=small.blob))
+    command = ["sha256sum", str(pagein.target / "large/1")]
+    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    found = {reader.communicate(timeout=60)[0].split()[0] for reader in readers}
+    assert found == {sums(small.tree)["./large/1"]}
+    fetched = sorted(ranges_of(server, "/blob"))
+    assert all(end <= start for (_, end), (start, _) in zip(fetched, fetched[1:], strict=False))
+    pagein.umount()
