@@ -47,8 +47,11 @@ def die_with_parent() -> None:
 class Half:
     """One child process: its command, and the last process that ran it."""
 
-    def __init__(self, name: str, command: list[str], fds: list[int]) -> None:
+    def __init__(
+        self, name: str, command: list[str], fds: list[int], *, replaceable: bool = True
+    ) -> None:
         self.name = name
+        self.replaceable = replaceable
         self.command = command
         self.fds = fds
         self.process: asyncio.subprocess.Process | None = None
@@ -87,6 +90,9 @@ class Half:
             status = await self.process.wait()
             if status == 0:
                 return
+            if not self.replaceable:
+                # What it had read would wait for ever; ending the connections fails it with EIO.
+                raise GivenUp(f"the {self.name} died, and this kernel cannot replace it")
             deaths = 1 if time.monotonic() - born > _LONG_LIFE else deaths + 1
             log.warning("the %s died (status %d), restarting it", self.name, status)
             while True:
@@ -138,6 +144,8 @@ class Keeper:
         self.stack = contextlib.ExitStack()
         self.connections = contextlib.ExitStack()
         """The /dev/fuse fds: closed before anything that would ask their server."""
+        self.resend = True
+        """Whether the kernel sends lost requests again (6.9 and newer)."""
 
     def path(self, name: str) -> str:
         return os.path.join(self.options.state_dir, name)
@@ -153,21 +161,22 @@ class Keeper:
             os.unlink(self.path("kernel-half.json"))
         self.device_fd = self._fuse("dev")
         self.blob_fd = self._fuse("blobs")
+        for name in ("control.sock", "daemon.sock"):  # the last one also when it is not ours
+            self.stack.callback(_remove, self.path(name))
         self.control = self._listen("control.sock")
         self.daemon_control = -1 if self.options.no_daemon else self._listen("daemon.sock")
 
     def _listen(self, name: str) -> int:
         sock = self.stack.enter_context(listen(self.path(name)))
-        self.stack.callback(os.unlink, self.path(name))
         return sock.fileno()
 
     def _fuse(self, name: str) -> int:
         """Mount a FUSE directory and do its INIT, so that halves come and go without one."""
-        target = os.path.realpath(self.path(name))
-        os.makedirs(target, 0o700, exist_ok=True)
+        target = os.path.join(os.path.realpath(self.options.state_dir), name)
         for entry in mounts():
             if entry.target == target:  # of a keeper that was killed: its connection is dead
                 umount(target, _MNT_DETACH)
+        os.makedirs(target, 0o700, exist_ok=True)
         fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
         try:
             mount_fuse(fd, target, name="pagein")
@@ -177,7 +186,7 @@ class Keeper:
         # At the end the connection is closed first: nobody would answer what umount asks.
         self.stack.callback(_umount_dead, target)
         self.connections.callback(os.close, fd)
-        handshake(fd, timeout=START_TIMEOUT)
+        self.resend &= handshake(fd, timeout=START_TIMEOUT).resend
         return fd
 
     def kernel_half(self) -> Half:
@@ -186,7 +195,8 @@ class Keeper:
         command += ["--control-fd", str(self.control), "--state", self.path("kernel-half.json")]
         command += ["--blob-dir", self.path("blobs"), "--timeout", str(self.options.timeout)]
         command += ["--linger", str(self.options.linger)]
-        return Half("kernel half", command, [self.device_fd, self.blob_fd, self.control])
+        fds = [self.device_fd, self.blob_fd, self.control]
+        return Half("kernel half", command, fds, replaceable=self.resend)
 
     async def user_half(self) -> Half:
         """The user half, with the device's fd, which the keeper holds: see `restore`."""
@@ -249,6 +259,11 @@ class Keeper:
 
 async def _wait(event: asyncio.Event) -> None:
     await event.wait()
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def _umount_dead(target: str) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import mmap
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -45,6 +45,13 @@ async def soon(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
     """What `work` returns, within the deadline."""
     async with asyncio.timeout(DEADLINE):
         return await work
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what only a thread or another task can bring about."""
+    async with asyncio.timeout(DEADLINE):
+        while not condition():  # noqa: ASYNC110  (nobody tells)
+            await asyncio.sleep(0.001)
 
 
 class Rig:

@@ -144,14 +144,29 @@ def check_prerequisites(settings: Settings) -> None:
         raise ControlError(errno.EPERM, text)
     if not os.path.exists("/dev/fuse"):
         raise ControlError(errno.ENODEV, "/dev/fuse does not exist: this kernel has no FUSE")
+    try:
+        _check_cache(settings)
+    except OSError as problem:
+        reason = "not a directory" if isinstance(problem, FileExistsError) else problem.strerror
+        text = f"cannot use {settings.cache} as the cache: {reason}; choose another with --cache"
+        raise ControlError(problem.errno or errno.EIO, text) from None
+
+
+def _check_cache(settings: Settings) -> None:
     from pagein.cachefiles.presence import probe
 
+    os.makedirs(settings.cache, 0o711, exist_ok=True)
+    probe(settings.cache)
+    if running(settings):
+        return
+    fd = os.open(settings.cache, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.makedirs(settings.cache, 0o711, exist_ok=True)
-        probe(settings.cache)
-    except OSError as problem:
-        text = f"cannot use {settings.cache} as the cache: {problem.strerror}"
-        raise ControlError(problem.errno or errno.EIO, text) from None
+        # As a kernel half will take it in a moment; what comes in between, it finds out itself.
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError(errno.EBUSY, "another pagein has it in use") from None
+    finally:
+        os.close(fd)
 
 
 def _start(settings: Settings, options: list[str]) -> bool:

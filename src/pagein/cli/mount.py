@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import signal
 from typing import Annotated
 
@@ -11,7 +12,15 @@ import typer
 
 from pagein.cli.errors import fail, one_line_errors
 from pagein.cli.halves import kept_running
-from pagein.cli.settings import CacheDir, Settings, StateDir, settings_of
+from pagein.cli.settings import (
+    DEFAULT_CACHE,
+    CacheDir,
+    DaemonUser,
+    Settings,
+    StateDir,
+    default_user,
+    settings_of,
+)
 from pagein.cli.sources import blob_of
 from pagein.control import ControlError
 
@@ -35,9 +44,7 @@ def mount(
         float,
         typer.Option(metavar="SECONDS", min=0.1, help="After which a read fails with EIO."),
     ] = 30.0,
-    daemon_user: Annotated[
-        str, typer.Option(metavar="NAME", help="User that the fetching process runs as.")
-    ] = "nobody",
+    daemon_user: DaemonUser = None,
     loop: Annotated[
         bool, typer.Option("--loop", help="Go through loop devices, as older kernels must.")
     ] = False,
@@ -48,7 +55,9 @@ def mount(
     settings = settings_of(ctx, state_dir, cache)
     with one_line_errors():
         target = _check_target(directory)
-        with kept_running(settings, timeout=timeout, daemon_user=daemon_user) as ask:
+        user = _check_user(daemon_user or default_user())
+        with kept_running(settings, timeout=timeout, daemon_user=user) as ask:
+            _check_cache(settings, ask({"op": "status"}, 10.0)["cache"])
             sources = [source, *(device or ())]
             question = {
                 "op": "mount",
@@ -67,6 +76,22 @@ def _check_target(directory: str) -> str:
     if not os.path.isdir(directory):
         raise ControlError(errno.ENOTDIR, f"{directory}: not a directory")
     return os.path.realpath(directory)
+
+
+def _check_user(name: str) -> str:
+    try:
+        return pwd.getpwnam(name).pw_name
+    except KeyError:
+        raise ControlError(errno.EINVAL, f"--daemon-user: no user is called {name}") from None
+
+
+def _check_cache(settings: Settings, bound: str | None) -> None:
+    """Refuse to put into one cache what the user wants in another."""
+    wanted = settings.cache
+    if bound is None or wanted == DEFAULT_CACHE or os.path.realpath(wanted) == bound:
+        return
+    text = f"pagein runs in {settings.state_dir} with the cache {bound}; use another --state-dir"
+    raise ControlError(errno.EBUSY, f"--cache {wanted}: {text}")
 
 
 def _stay(settings: Settings, target: str) -> None:

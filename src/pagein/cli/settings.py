@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -33,6 +34,14 @@ class Settings:
         return changed
 
 
+def default_user() -> str:
+    """Whom the fetching process runs as: `pagein` if there is such a user, else `nobody`."""
+    try:
+        return pwd.getpwnam("pagein").pw_name
+    except KeyError:
+        return "nobody"
+
+
 StateDir = Annotated[
     str | None,
     typer.Option(
@@ -48,6 +57,17 @@ CacheDir = Annotated[
         "--cache",
         metavar="DIR",
         help=f"The cache directory, instead of {DEFAULT_CACHE}.",
+        show_default=False,
+    ),
+]
+
+
+DaemonUser = Annotated[
+    str | None,
+    typer.Option(
+        "--daemon-user",
+        metavar="NAME",
+        help="User that the fetching process runs as, instead of `pagein`, or `nobody`.",
         show_default=False,
     ),
 ]

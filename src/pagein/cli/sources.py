@@ -6,7 +6,7 @@ import errno
 import os
 from typing import Any
 
-from pagein.cli.halves import user_half
+from pagein.cli.halves import is_gone, user_half
 from pagein.cli.settings import Settings
 from pagein.control import ControlError
 
@@ -30,7 +30,13 @@ def blob_of(settings: Settings, source: str, *, timeout: float) -> dict[str, Any
     elif not source.startswith(("http://", "https://")):
         raise ControlError(errno.EINVAL, f"{source}: use an http(s) URL or a path")
     question = {"op": "resolve", "source": source}
-    answer = user_half(settings, question, timeout=timeout)
+    try:
+        answer = user_half(settings, question, timeout=timeout)
+    except ControlError as problem:
+        if not is_gone(problem):
+            raise
+        text = "no `pagein daemon` runs here; for a daemon of your own use key:VOLUME/COOKIE"
+        raise ControlError(errno.ENOENT, f"{source}: {text}") from None
     return _blob(VOLUME, answer["cookie"].encode(), answer["source"])
 
 

@@ -40,6 +40,9 @@ def unmount(settings: Settings, target: str, *, lazy: bool) -> None:
     try:
         answer = kernel_half(settings, question, timeout=_TIMEOUT)
     except ControlError as problem:
+        if problem.errno == errno.EBUSY:
+            text = f"{problem.strerror}: end what uses it, or take it out of sight with --lazy"
+            raise ControlError(errno.EBUSY, text) from None
         if running(settings) or not is_gone(problem):
             raise
         _umount_orphan(settings, target)

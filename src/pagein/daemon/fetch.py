@@ -144,7 +144,7 @@ class Fetch:
         except TimeoutError as exc:
             if not timer.expired():
                 raise
-            cause = f"no data from the origin for {self._host.stall:g} s"
+            cause = f"{self._host.origin}: no data for {self._host.stall:g} s"
             raise OriginError(errno.ETIMEDOUT, cause, retry=True) from exc
         if received - first >= _SAMPLE and (seconds := loop.time() - begun) > 0:
             self._host.rate(received - first, seconds)

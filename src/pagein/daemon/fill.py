@@ -197,7 +197,7 @@ class Fill:
         return min(2 * pause, RETRY_MOST)
 
     def _late(self, last: Exception | None) -> OSError:
-        cause = f"no answer within {self.timeout:g} s"
+        cause = f"{self.origin}: no answer within {self.timeout:g} s"
         if last is not None:
             cause += f" (last error: {_text(last)})"
         return OSError(errno.EIO, cause)

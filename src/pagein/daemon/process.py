@@ -24,7 +24,7 @@ from typing import Any
 # reach (a Python below a home directory), also for those that libraries import when first used.
 import pagein.origins.file
 import pagein.origins.http
-from pagein.control import Answer, ControlServer
+from pagein.control import Answer, ControlServer, listen
 from pagein.daemon.device import Device, DeviceDead
 from pagein.daemon.filedevice import FileDevice
 from pagein.daemon.loop import Daemon
@@ -87,14 +87,12 @@ class Process:
         return {"pid": os.getpid(), "blobs": blobs}
 
 
-async def _run(process: Process, control: socket.socket | None, ready_fd: int) -> None:
+async def _run(process: Process, control: socket.socket, ready_fd: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.stop)
-    server = None
-    if control is not None:
-        server = ControlServer(control, {"resolve": process.resolve, "status": process.status})
-        await server.start()
+    server = ControlServer(control, {"resolve": process.resolve, "status": process.status})
+    await server.start()
     if ready_fd >= 0:
         os.write(ready_fd, b"r")
         os.close(ready_fd)
@@ -104,13 +102,15 @@ async def _run(process: Process, control: socket.socket | None, ready_fd: int) -
         if not process.stopping:
             raise
     finally:
-        if server is not None:
-            await server.close()
+        await server.close()
         await process.session.close()
 
 
-def serve(path: str, *, cache: str, timeout: float) -> None:
-    """Serve the device at `path` until SIGTERM or SIGINT. Raises OSError for the user."""
+def serve(path: str, *, control: str, cache: str, timeout: float, user: str) -> None:
+    """Serve the device at `path` until SIGTERM or SIGINT. Raises OSError for the user.
+
+    Answers on the Unix socket `control`; becomes `user` once the device is open.
+    """
 
     async def run() -> None:
         try:
@@ -119,15 +119,25 @@ def serve(path: str, *, cache: str, timeout: float) -> None:
             if problem.errno == errno.EBUSY:
                 raise OSError(errno.EBUSY, "another daemon holds this device", path) from None
             raise
-        await _run(Process(device, cache=cache, timeout=timeout), None, -1)
+        os.makedirs(os.path.dirname(control), 0o700, exist_ok=True)
+        with listen(control) as sock:
+            if os.geteuid() == 0:
+                give_up_privileges(user, os.path.join(cache, RECORDS), with_parent=False)
+            await _run(Process(device, cache=cache, timeout=timeout), sock, -1)
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s daemon %(message)s")
     asyncio.run(run())
 
 
-def give_up_privileges(user: str, directory: str) -> None:
-    """Become `user` for good; `directory` becomes theirs. Raises OSError or KeyError."""
-    entry = pwd.getpwnam(user)
+def give_up_privileges(user: str, directory: str, *, with_parent: bool) -> None:
+    """Become `user` for good; `directory` becomes theirs. Raises OSError.
+
+    `with_parent`: be killed when the parent process ends.
+    """
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise OSError(errno.EINVAL, f"no user is called {user}") from None
     os.makedirs(directory, 0o700, exist_ok=True)
     for name in ("", *os.listdir(directory)):
         os.chown(os.path.join(directory, name), entry.pw_uid, entry.pw_gid)
@@ -136,7 +146,8 @@ def give_up_privileges(user: str, directory: str) -> None:
     os.setuid(entry.pw_uid)
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user forgets it
+    if with_parent:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user forgets it
 
 
 def main() -> int:
@@ -151,7 +162,7 @@ def main() -> int:
     parser.add_argument("--user", required=True)
     options = parser.parse_args()
     if os.geteuid() == 0:
-        give_up_privileges(options.user, os.path.join(options.cache, RECORDS))
+        give_up_privileges(options.user, os.path.join(options.cache, RECORDS), with_parent=True)
 
     async def run() -> None:
         device = FileDevice.from_fd(options.device_fd, options.dir_fd, timeout=options.timeout)

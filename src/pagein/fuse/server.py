@@ -26,7 +26,7 @@ class FuseServer:
     """Serves a connection whose INIT is done, from a table of handlers by opcode."""
 
     ANSWERED: Final[Body] = ()
-    """What a handler returns that has replied to its request itself."""
+    """What a handler, or its coroutine, returns that has replied to its request itself."""
 
     def __init__(
         self,
@@ -90,7 +90,8 @@ class FuseServer:
             log.exception("FUSE request (opcode %d) failed", request.opcode)
             self._fail(request, errno.EIO)
         else:
-            self._reply(request, body)
+            if body is not self.ANSWERED:
+                self._reply(request, body)
 
     def _reply(self, request: abi.Request, body: Body) -> None:
         if isinstance(body, bytes):

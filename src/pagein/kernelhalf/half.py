@@ -15,7 +15,7 @@ from pagein.cachefiles.device import CachefilesDevice
 from pagein.cachefiles.inuse import no_writer
 from pagein.fscache import Advice, Cookie, FsCache
 from pagein.mounts.blobfs import BlobFs, Export
-from pagein.mounts.erofs import LoopMode, MountError, mount_image, umount_image
+from pagein.mounts.erofs import LoopMode, Mounted, MountError, mount_image, umount_image
 from pagein.mounts.syscalls import mount_at
 
 log = logging.getLogger("pagein.kernelhalf")
@@ -161,6 +161,7 @@ class KernelHalf:
                 await self._mount(mount, blobs, loop, direct)
             except BaseException:
                 self.forget(mount)
+                await self._gone(mount.exports)
                 raise
             mount.done = True
             return mount
@@ -200,10 +201,20 @@ class KernelHalf:
                 await self.fscache.relinquish(cookie)
         self.changed()
         files = [os.path.join(self.settings.blob_dir, os.fsdecode(e.name)) for e in mount.exports]
-        made = await mount_image(
-            files[0], files[1:], mount.target, timeout=self.settings.timeout, loop=loop
-        )
-        mount.loop = list(made.loop)
+        mount.loop = list((await self._mount_files(mount, files, loop)).loop)
+
+    async def _mount_files(self, mount: Mount, files: list[str], loop: LoopMode) -> Mounted:
+        """mount(2); what is wrong with a file is said of what the user named."""
+        try:
+            return await mount_image(
+                files[0], files[1:], mount.target, timeout=self.settings.timeout, loop=loop
+            )
+        except MountError as problem:
+            text = problem.strerror or str(problem)
+            named = zip(files, mount.labels, strict=True)
+            for file, label in sorted(named, key=lambda pair: -len(pair[0])):
+                text = text.replace(file, label)
+            raise MountError(problem.errno, text) from None
 
     async def _acquire(self, blobs: list[Blob]) -> list[Cookie]:
         """One cookie a blob, or the error of the first that failed and none."""
@@ -229,9 +240,7 @@ class KernelHalf:
         try:
             if not all(no_writer(fd) for fd in fds):
                 return False
-            await mount_image(
-                paths[0], paths[1:], mount.target, timeout=self.settings.timeout, loop="never"
-            )
+            await self._mount_files(mount, paths, "never")
         except MountError as problem:
             if problem.errno == errno.ENOTBLK:
                 return False

@@ -21,9 +21,9 @@ from pagein.cachefiles.ondemand import error
 from pagein.fscache import Cookie, FsCache
 from pagein.fuse import abi
 from pagein.fuse.server import Body, FuseServer, interruptible
+from pagein.mounts.stream import Stream
 
-_STREAM_STEP = 8 << 20
-"""Bytes of a stream after which the backing file's page cache behind it is let go."""
+_KEPT_BUFFERS = 16
 MAX_READ = 1 << 20
 
 
@@ -39,8 +39,7 @@ class Export:
     handles: set[int] = field(default_factory=set)
     """Open file descriptions: each EROFS mount has one."""
     reads: int = 0
-    stream_at: int = 0
-    dropped_to: int = 0
+    stream: Stream = field(default_factory=Stream)
 
 
 class BlobFs:
@@ -175,38 +174,50 @@ class BlobFs:
             buffer = self._take_buffer()
             view = memoryview(buffer)[:length]
             if cookie.file.read_now([view], wanted.offset) == length:
-                self.server.connection.reply(request.unique, view)
-                view.release()
-                self._buffers.append(buffer)
-                self._follow_stream(export, wanted.offset, length)
+                self._answer(request.unique, buffer, view)
+                self._follow(export, wanted.offset, length, waited=False)
                 return self.server.ANSWERED
-            view.release()
-            self._buffers.append(buffer)
-        return self._read_slowly(export, wanted.offset, length, request.pid)
+            self._give_buffer(buffer, view)
+        return self._read_slowly(request.unique, export, wanted.offset, length, request.pid)
 
-    async def _read_slowly(self, export: Export, offset: int, length: int, pid: int) -> Body:
+    async def _read_slowly(
+        self, unique: int, export: Export, offset: int, length: int, pid: int
+    ) -> Body:
         cookie = export.cookie
-        if not cookie.present(offset, length):
+        resident = cookie.present(offset, length)
+        if not resident:
             await interruptible(self.fscache.make_present(cookie, offset, length, pid))
-        data = bytearray(length)
-        loop = asyncio.get_running_loop()
-        got = await loop.run_in_executor(None, cookie.file.read, [memoryview(data)], offset)
+        buffer = self._take_buffer()
+        view = memoryview(buffer)[:length]
+        # What was just written is in memory still.
+        got = -1 if resident else cookie.file.read_now([view], offset)
+        if waited := got != length:
+            # A buffer whose thread was given up is not used again.
+            loop = asyncio.get_running_loop()
+            got = await loop.run_in_executor(None, cookie.file.read, [view], offset)
         if got != length:
             raise error(errno.EIO)  # a short read would be taken for zeros
-        self._follow_stream(export, offset, length)
-        return [data]
+        self._answer(unique, buffer, view)
+        self._follow(export, offset, length, waited=waited)
+        return self.server.ANSWERED
+
+    def _answer(self, unique: int, buffer: mmap.mmap, view: memoryview) -> None:
+        self.server.connection.reply(unique, view)
+        self._give_buffer(buffer, view)
 
     def _take_buffer(self) -> mmap.mmap:
         return self._buffers.pop() if self._buffers else mmap.mmap(-1, MAX_READ)
 
-    def _follow_stream(self, export: Export, offset: int, length: int) -> None:
-        """Let go of the backing file's pages behind a stream: EROFS has them in its own cache."""
-        if offset != export.stream_at:
-            export.dropped_to = offset
-        export.stream_at = offset + length
-        behind = export.stream_at - export.dropped_to
-        if behind >= _STREAM_STEP:
-            asyncio.get_running_loop().run_in_executor(
-                None, export.cookie.file.drop_page_cache, export.dropped_to, behind
-            )
-            export.dropped_to = export.stream_at
+    def _give_buffer(self, buffer: mmap.mmap, view: memoryview) -> None:
+        view.release()
+        if len(self._buffers) < _KEPT_BUFFERS:
+            self._buffers.append(buffer)
+
+    def _follow(self, export: Export, offset: int, length: int, *, waited: bool) -> None:
+        """Look after the backing file's page cache, in threads."""
+        drop, ahead = export.stream.follow(offset, length, waited=waited)
+        file, loop = export.cookie.file, asyncio.get_running_loop()
+        if drop is not None:
+            loop.run_in_executor(None, file.drop_page_cache, *drop)
+        if ahead is not None:
+            loop.run_in_executor(None, file.read_ahead, *ahead)

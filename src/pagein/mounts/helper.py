@@ -71,7 +71,7 @@ def _check_target(target: str) -> None:
     mounted = syscalls.mount_at(target)
     if mounted is not None:
         text = f"mount point {target} is busy: {mounted.source} ({mounted.fstype}) is mounted there"
-        raise _fail(errno.EBUSY, text)
+        raise _fail(errno.EBUSY, f"{text}; choose another")
 
 
 def _check_image(primary: str, devices: Sequence[str]) -> None:
@@ -83,10 +83,10 @@ def _check_image(primary: str, devices: Sequence[str]) -> None:
     try:
         found = superblock.superblock(_read(primary, superblock.SIZE, superblock.OFFSET))
     except ValueError as error:
-        raise _fail(errno.EINVAL, f"{primary} is {error}") from None
+        raise _fail(errno.EINVAL, f"{primary} is {error}; mkfs.erofs makes one") from None
     if found.extra_devices != len(devices):
         text = f"{primary} wants {found.extra_devices} data device(s), {len(devices)} given"
-        raise _fail(errno.EINVAL, text)
+        raise _fail(errno.EINVAL, f"{text}: name each, in its order, with --device")
     _check_length(primary, found.length)
     for index, device in enumerate(devices):
         at = found.table + index * superblock.SLOT_SIZE
@@ -99,7 +99,9 @@ def _check_image(primary: str, devices: Sequence[str]) -> None:
 def _check_length(path: str, least: int) -> None:
     length = _length(path)
     if length < least:
-        raise _fail(errno.EINVAL, f"{path} has {length} bytes, the image says {least}: cut off?")
+        raise _fail(
+            errno.EINVAL, f"{path} has {length} bytes, the image says {least}: is it cut off?"
+        )
 
 
 def _key_value(option: str) -> tuple[str, str | None]:

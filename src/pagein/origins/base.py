@@ -77,6 +77,10 @@ class Origin(ABC):
             offset += len(piece)
             yield piece
 
+    def __str__(self) -> str:
+        """What errors and the log call it; without passwords."""
+        return type(self).__name__
+
     async def close(self) -> None:
         """Give back what the origin holds. Twice is fine; other calls are over by then."""
         return None

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from pagein.origins.base import Origin, OriginError, check_range
+from pagein.origins.base import Origin, OriginError, check_range, redact
 from pagein.origins.identity import Identity
 
 T = TypeVar("T")
@@ -39,6 +39,9 @@ class FileOrigin(Origin):
         self._identity = identity
         self._timeout = timeout
         self._file = _SharedFile(identity.source)
+
+    def __str__(self) -> str:
+        return redact(self._identity.source)
 
     async def size(self) -> int:
         """The size in bytes, as the identity has it."""

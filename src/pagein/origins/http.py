@@ -22,7 +22,7 @@ from typing import NoReturn
 import aiohttp
 from yarl import URL
 
-from pagein.origins.base import Origin, OriginError, check_range
+from pagein.origins.base import Origin, OriginError, check_range, redact
 from pagein.origins.identity import Identity
 
 READ_BUFFER = 1 << 20
@@ -76,6 +76,9 @@ class HttpOrigin(Origin):
         self._own_session = session is None
         self._closed = False
         self._timeout = timeout
+
+    def __str__(self) -> str:
+        return redact(self._identity.source)
 
     async def size(self) -> int:
         """The size in bytes, as the identity has it."""

@@ -1,0 +1,202 @@
+"""The keeper: what happens when it dies, gives up, or cannot replace a half."""
+
+import asyncio
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.e2e.harness import Pagein, mkfs, wait_for
+
+from pagein import keeper
+from pagein.testing.webserver import WebServer, serve_in_thread
+
+CONTENT = random.Random(5).randbytes(4 << 20)
+
+
+@pytest.fixture
+def image(public_tmp: Path) -> Path:
+    tree = public_tmp / "tree"
+    tree.mkdir()
+    (tree / "large").write_bytes(CONTENT)
+    return mkfs(public_tmp / "image.erofs", tree)
+
+
+@pytest.fixture
+def web(image: Path) -> Iterator[WebServer]:
+    with serve_in_thread(WebServer({"/image": image})) as server:
+        yield server
+
+
+def pid_of(place: Pagein, module: str) -> int:
+    return next(pid for pid, line in place.processes().items() if module in line)
+
+
+def read_all(path: Path) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["cat", path], capture_output=True, timeout=60, check=False)
+
+
+@pytest.mark.root
+def test_a_killed_keeper_takes_the_halves_along_and_readers_get_eio(
+    public_tmp: Path, web: WebServer
+) -> None:
+    place = Pagein(public_tmp)
+    place.mount(web.url("/image"))
+    os.kill(pid_of(place, "pagein.keeper"), signal.SIGKILL)
+    wait_for(lambda: not place.processes())
+    failed = read_all(place.target / "large")
+    assert failed.returncode != 0
+    assert os.strerror(errno.EIO).encode() in failed.stderr
+    # What it left can be taken away, and everything can be begun anew, from what was fetched.
+    place.umount()
+    place.mount(web.url("/image"))
+    assert read_all(place.target / "large").stdout == CONTENT
+    place.umount()
+    assert not place.leftovers()
+
+
+@pytest.mark.root
+def test_begun_anew_over_a_dead_mount(public_tmp: Path, web: WebServer) -> None:
+    place = Pagein(public_tmp)
+    place.mount(web.url("/image"))
+    os.kill(pid_of(place, "pagein.keeper"), signal.SIGKILL)
+    wait_for(lambda: not place.processes())
+    second = place.dir("second")
+    place.mount(web.url("/image"), target=second)
+    assert read_all(second / "large").stdout == CONTENT
+    subprocess.run(["umount", place.target], check=True)
+    place.umount(second)
+    assert not place.leftovers()
+
+
+@pytest.mark.root
+def test_all_three_are_told_to_end(public_tmp: Path, web: WebServer) -> None:
+    place = Pagein(public_tmp)
+    place.mount(web.url("/image"))
+    os.kill(pid_of(place, "pagein.keeper"), signal.SIGTERM)
+    wait_for(lambda: not place.processes())
+    place.umount()
+    assert not place.leftovers()
+
+
+def half(program: str, *, replaceable: bool = True) -> keeper.Half:
+    """A half that runs a Python program; its last argument is the fd to say `ready` on."""
+    return keeper.Half("half", [sys.executable, "-c", program], [], replaceable=replaceable)
+
+
+READY = "import os, sys; os.write(int(sys.argv[-1]), b'r'); os.close(int(sys.argv[-1]));"
+
+
+def test_a_half_that_never_gets_ready_is_given_up(tmp_path: Path) -> None:
+    counter = tmp_path / "starts"
+    program = f"import os; open({str(counter)!r}, 'a').write('x'); os._exit(3)"
+
+    async def main() -> None:
+        one = half(READY + f"os.environ.setdefault('n', ''); {program}")
+        with pytest.raises(keeper.GivenUp):
+            await half(program).start()
+        counter.unlink()
+        await one.start()
+        # It was ready once; from then on it dies before it is.
+        one.command[2] = program
+        with pytest.raises(keeper.GivenUp):
+            await one.watch()
+
+    asyncio.run(main())
+    assert len(counter.read_text()) == 1 + keeper._HOPELESS
+
+
+def test_a_half_that_dies_is_started_again(tmp_path: Path) -> None:
+    counter = tmp_path / "starts"
+    program = f"""{READY}
+with open({str(counter)!r}, "a") as file: file.write("x")
+os._exit(0 if os.path.getsize({str(counter)!r}) == 4 else 9)"""
+
+    async def main() -> None:
+        one = half(program)
+        await one.start()
+        await one.watch()
+
+    asyncio.run(main())
+    assert counter.read_text() == "xxxx"
+
+
+def test_a_half_that_cannot_be_replaced_is_given_up_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        one = half(READY + "os._exit(9)", replaceable=False)
+        await one.start()
+        with pytest.raises(keeper.GivenUp, match="cannot replace"):
+            await one.watch()
+
+    asyncio.run(main())
+
+
+def test_stopping_ends_a_half_that_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "STOP_TIMEOUT", 0.2)
+
+    async def main() -> int | None:
+        program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        one = half(program + READY + "time.sleep(60)")
+        await one.start()
+        await one.stop()
+        assert one.process is not None
+        return one.process.returncode
+
+    assert asyncio.run(main()) == -signal.SIGKILL
+
+
+@pytest.mark.root
+def test_a_running_pagein_is_not_given_another_cache(public_tmp: Path, web: WebServer) -> None:
+    place = Pagein(public_tmp)
+    place.mount(web.url("/image"))
+    other = Pagein(public_tmp, cache=public_tmp / "other")
+    refused = other.run("mount", web.url("/image"), place.dir("second"))
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        f"pagein: --cache {other.cache}: pagein runs in {place.state} with the cache"
+        f" {place.cache}; use another --state-dir\n"
+    )
+    place.umount()
+    assert not place.leftovers()
+
+
+@pytest.mark.root
+def test_a_user_that_does_not_exist(public_tmp: Path, web: WebServer) -> None:
+    place = Pagein(public_tmp)
+    refused = place.run(
+        "mount", "--daemon-user", "nobody-like-that", web.url("/image"), place.target
+    )
+    assert refused.returncode == 1
+    assert refused.stderr == "pagein: --daemon-user: no user is called nobody-like-that\n"
+    assert not place.leftovers()
+
+
+@pytest.mark.root
+def test_device_and_daemon_by_themselves(public_tmp: Path, web: WebServer) -> None:
+    place = Pagein(public_tmp)
+    device = subprocess.Popen(place.argv("device"), stdout=subprocess.DEVNULL)
+    path = place.state / "dev" / "cachefiles"
+    wait_for(path.exists)
+    lonely = place.run("mount", web.url("/image"), place.target)
+    assert lonely.returncode == 1
+    assert "no `pagein daemon` runs here" in lonely.stderr
+    daemon = subprocess.Popen(place.argv("daemon", "--device", path))
+    try:
+        wait_for((place.state / "daemon.sock").exists)
+        second = place.run("daemon", "--device", path)
+        assert second.returncode == 1
+        assert second.stderr == f"pagein: {path}: another daemon holds this device\n"
+        place.mount(web.url("/image"))
+        assert read_all(place.target / "large").stdout == CONTENT
+        assert Path(f"/proc/{daemon.pid}/status").read_text().split("Uid:\t")[1][0] != "0"
+        place.umount()
+    finally:
+        for process in (daemon, device):
+            process.terminate()
+            assert process.wait(30) == 0
+    assert not place.leftovers()
