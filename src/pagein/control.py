@@ -29,6 +29,10 @@ class ControlError(OSError):
     """A half answered with an error, or did not answer; `strerror` is one line for the user."""
 
 
+class NotListening(ControlError):
+    """Nobody is at this socket."""
+
+
 def message_of(problem: BaseException) -> str:
     """What went wrong, in one line, with the file name that an OSError carries."""
     if isinstance(problem, OSError) and problem.strerror:
@@ -125,7 +129,7 @@ class Connection:
     """A connection to a half, for programs without a loop; as long as it is open, it stays."""
 
     def __init__(self, path: str) -> None:
-        """Connect. Raises ControlError ENOENT or ECONNREFUSED when nobody listens."""
+        """Connect. Raises ControlError; NotListening (ENOENT, ECONNREFUSED) without anybody."""
         self._path = path
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
@@ -134,6 +138,8 @@ class Connection:
                 self._sock.connect(name)
         except OSError as problem:
             self._sock.close()
+            if problem.errno in (errno.ENOENT, errno.ECONNREFUSED):
+                raise NotListening(problem.errno, problem.strerror, path) from None
             raise self._failed(problem) from None
 
     def close(self) -> None:

@@ -155,7 +155,7 @@ class Keeper:
         os.makedirs(self.options.state_dir, 0o700, exist_ok=True)
         os.chmod(self.options.state_dir, 0o700)
         lock = os.open(self.path("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self.stack.callback(os.close, lock)
+        # Never closed: whoever gets the lock after us finds nothing of us left, no process either.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path("kernel-half.json"))

@@ -107,6 +107,57 @@ async def test_the_fd_closed_while_it_reopens() -> None:
     assert obj.state is ObjectState.CLOSE
 
 
+@on_loop
+async def test_one_open_at_a_time() -> None:
+    # The fd goes before the answer, a READ comes, and the daemon answers after all.
+    half = Half()
+    obj = half.opened()
+    half.close(obj)
+    half.send(obj, Opcode.READ)
+    message = await reopen(half)
+    half.close(obj, half.open(obj))
+    assert half.read() is None  # met the READ again
+    await settle()
+    assert half.read() is None
+    assert half.ondemand.copen(b"%d,4096" % message.msg_id) is None
+    await settle()
+    assert (await reopen(half)).object_id == 3
+
+
+@on_loop
+async def test_closed_and_met_again_before_the_worker_looks() -> None:
+    half = Half()
+    obj = half.opened()
+    half.close(obj)
+    half.send(obj, Opcode.READ)
+    message = await reopen(half)
+    half.open(obj)
+    half.ondemand.copen(b"%d,4096" % message.msg_id)
+    half.close(obj)
+    assert (await reopen(half)).object_id == 3
+
+
+@on_loop
+async def test_a_daemon_that_dies_while_it_reopens() -> None:
+    half = Half()
+    obj = half.opened()
+    half.close(obj)
+    half.send(obj, Opcode.READ)
+    lost = await reopen(half)
+    half.close(obj, half.open(obj))
+    half.ondemand.restore()
+    message = half.read()
+    await settle()
+    assert isinstance(message, Open)
+    assert (message.msg_id, message.object_id) == (lost.msg_id, 3)
+    assert half.read() is None
+    half.open(obj)
+    assert half.ondemand.copen(b"%d,4096" % message.msg_id) is obj
+    await settle()
+    assert isinstance(half.read(), Read)
+    assert half.read() is None and not half.ondemand.poll_in()
+
+
 # ---- last close: facts 8.4 ----------------------------------------------------------------------
 
 

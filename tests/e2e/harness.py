@@ -95,7 +95,9 @@ class Pagein:
         assert (done.returncode, done.stderr) == (0, ""), (arguments, done, self.log())
         return done.stdout
 
-    def mount(self, *sources: str, target: Path | None = None, options: tuple[str, ...] = ()) -> None:
+    def mount(
+        self, *sources: str, target: Path | None = None, options: tuple[str, ...] = ()
+    ) -> None:
         """Mount metadata (or all) and devices."""
         primary, *devices = sources
         arguments = [word for device in devices for word in ("--device", device)]
@@ -132,13 +134,13 @@ class Pagein:
     def leftovers(self) -> list[str]:
         """Mounts, loop devices, processes, sockets and locks of this pagein."""
         found = [f"process {pid}: {line}" for pid, line in self.processes().items()]
-        below = str(self.directory)
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            if line.split()[4].startswith(f"{below}/") and str(self.cache) != line.split()[4]:
-                found.append(f"mount {line}")
+        below, ignored = f"{self.directory}/", str(self.cache)
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        targets = [line.split()[4] for line in mounts]
+        found += [f"mount {at}" for at in targets if at.startswith(below) and at != ignored]
         for path in Path("/sys/block").glob("loop*/loop/backing_file"):
             with contextlib.suppress(OSError):
-                if path.read_text().startswith(f"{below}/run"):
+                if path.read_text().startswith(f"{below}run"):
                     found.append(f"loop device {path}")
         found += [f"socket {path}" for path in self.state.glob("*.sock")]
         if self.locked:
@@ -273,4 +275,6 @@ def serve(server: WebServer, **files: Path) -> list[str]:
 
 def ranges_of(server: WebServer, path: str) -> list[tuple[int, int]]:
     """What was asked of one file of a server, in bytes, without the look that `resolve` takes."""
-    return [(start, end) for name, start, end in server.requests if name == path and end - start > 1]
+    return [
+        (start, end) for name, start, end in server.requests if name == path and end - start > 1
+    ]

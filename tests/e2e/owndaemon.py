@@ -38,8 +38,10 @@ class File(Origin):
 class Watched(FileDevice):
     """The device, saying aloud what is read from it."""
 
-    names: dict[int, str]
-    ids: dict[str, int]
+    def __init__(self, fd: int, dirfd: int) -> None:
+        super().__init__(fd, dirfd)
+        self.names: dict[int, str] = {}
+        self.ids: dict[str, int] = {}
 
     async def read(self) -> Message:
         message = await super().read()
@@ -83,8 +85,9 @@ async def main() -> None:
         name, _, rest = entry.partition("=")
         file, _, size = rest.partition(":")
         known[name] = File(Path(file), int(size) if size else Path(file).stat().st_size)
-    device = await Watched.open(path)
-    device.names, device.ids = {}, {}
+    opened = await asyncio.to_thread(os.open, path, os.O_RDWR | os.O_CLOEXEC)
+    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    device = Watched(opened, directory)
     daemon = Daemon(device, lambda volume, cookie: known[cookie.decode()], cache=cache, timeout=5)
     asyncio.get_running_loop().add_signal_handler(15, daemon.stop)
     obeying = asyncio.create_task(obey(device, daemon))

@@ -13,7 +13,9 @@ class Reader:
 
     def __init__(self, path: Path) -> None:
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(["sha256sum", str(path)], stdout=pipe, stderr=pipe, text=True)
+        self.process = subprocess.Popen(
+            ["sha256sum", str(path)], stdout=pipe, stderr=pipe, text=True
+        )
 
     def __enter__(self) -> Self:
         return self

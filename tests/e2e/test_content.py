@@ -1,7 +1,6 @@
 """What is read through a mount is what was put into the image, and little more is fetched."""
 
 import os
-from pathlib import Path
 
 import pytest
 from tests.e2e.harness import Image, Pagein, listing, mkfs, serve, sums
@@ -25,9 +24,7 @@ def test_a_large_tree_equals_its_source(large: Image, server: WebServer, pagein:
 
 
 @pytest.mark.parametrize("form", ["split", "single"])
-def test_a_walk_fetches_little(
-    form: str, large: Image, server: WebServer, pagein: Pagein
-) -> None:
+def test_a_walk_fetches_little(form: str, large: Image, server: WebServer, pagein: Pagein) -> None:
     if form == "split":
         files, most = {"meta": large.meta, "blob": large.blob}, 0.02
     else:

@@ -43,9 +43,7 @@ def test_one_open_and_one_close(small: Image, pagein: Pagein) -> None:
         assert [daemon.count(f"CLOSE {name}") for name in files] == [1, 1, 1]
 
 
-def test_a_shared_blob_is_fetched_once(
-    small: Image, server: WebServer, pagein: Pagein
-) -> None:
+def test_a_shared_blob_is_fetched_once(small: Image, server: WebServer, pagein: Pagein) -> None:
     urls = serve(server, meta=small.meta, blob=small.blob)
     second = pagein.dir("mnt2")
     pagein.mount(*urls)

@@ -212,18 +212,28 @@ class Ondemand:
 
     def _start_reopening(self, obj: CachefilesObject) -> None:
         obj.event(ObjectEvent.READ_MET)
-        obj.worker = asyncio.get_running_loop().create_task(self._reopen(obj))
+        # One OPEN at a time: that of an earlier reopening may still wait for its answer, or for
+        # `restore`, and will do.
+        if obj.worker is None:
+            obj.worker = asyncio.get_running_loop().create_task(self._reopen(obj))
 
     async def _reopen(self, obj: CachefilesObject) -> None:
         try:
-            # As long as a reader waits: its own wait is bounded, and ends this one (drop).
+            # Again when the fd was closed, and a READ met, between copen and here.
+            while obj.state is ObjectState.REOPENING and obj.live_id is None:
+                await self._open_again(obj)
+        finally:
+            obj.worker = None
+
+    async def _open_again(self, obj: CachefilesObject) -> None:
+        try:
+            # Without a deadline, as in the kernel: its readers have theirs, and the object's end
+            # is the end of this too (drop).
             await self.enqueue(obj, Opcode.OPEN).done
         except OSError as problem:
             log.info("reopening %r failed: %s", obj.cookie_key, problem)
             if obj.state is ObjectState.REOPENING and not obj.handles:
                 self._fds_closed(obj)
-        finally:
-            obj.worker = None
 
     # ---- answers -----------------------------------------------------------------------------
 

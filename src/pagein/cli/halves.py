@@ -19,7 +19,6 @@ Ask = Callable[[dict[str, Any], float], Answer]
 """A question and seconds to wait -> the answer, or ControlError."""
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 20.0
-_GONE = (errno.ENOENT, errno.ECONNREFUSED)
 _RESTARTED = (errno.ECONNRESET, errno.EPIPE)
 
 
@@ -27,7 +26,7 @@ def running(settings: Settings) -> bool:
     """Whether a keeper holds this runtime directory."""
     try:
         fd = os.open(settings.path("lock"), os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -171,7 +170,12 @@ def _check_cache(settings: Settings) -> None:
 
 def _start(settings: Settings, options: list[str]) -> bool:
     """Run a keeper in the background; False when another was faster."""
-    os.makedirs(settings.state_dir, 0o700, exist_ok=True)
+    try:
+        os.makedirs(settings.state_dir, 0o700, exist_ok=True)
+    except OSError as problem:
+        reason = "not a directory" if isinstance(problem, FileExistsError) else problem.strerror
+        text = f"cannot use {settings.state_dir}: {reason}; choose another with --state-dir"
+        raise ControlError(problem.errno or errno.EIO, text) from None
     read, write = os.pipe2(os.O_CLOEXEC)
     try:
         with open(settings.path("log"), "ab") as log_file:
@@ -203,8 +207,3 @@ def wait_stopped(settings: Settings) -> None:
     give_up = time.monotonic() + STOP_TIMEOUT
     while running(settings) and time.monotonic() < give_up:
         time.sleep(0.02)
-
-
-def is_gone(problem: OSError) -> bool:
-    """Whether an error means that nobody listens."""
-    return problem.errno in _GONE

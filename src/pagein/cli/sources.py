@@ -6,9 +6,9 @@ import errno
 import os
 from typing import Any
 
-from pagein.cli.halves import is_gone, user_half
+from pagein.cli.halves import user_half
 from pagein.cli.settings import Settings
-from pagein.control import ControlError
+from pagein.control import ControlError, NotListening
 
 VOLUME = b"erofs,pagein"
 """The volume of every blob that pagein's own daemon serves: what kernel EROFS calls it with
@@ -32,9 +32,7 @@ def blob_of(settings: Settings, source: str, *, timeout: float) -> dict[str, Any
     question = {"op": "resolve", "source": source}
     try:
         answer = user_half(settings, question, timeout=timeout)
-    except ControlError as problem:
-        if not is_gone(problem):
-            raise
+    except NotListening:
         text = "no `pagein daemon` runs here; for a daemon of your own use key:VOLUME/COOKIE"
         raise ControlError(errno.ENOENT, f"{source}: {text}") from None
     return _blob(VOLUME, answer["cookie"].encode(), answer["source"])

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from pagein.cli.errors import one_line_errors
-from pagein.cli.halves import is_gone, kernel_half, running, wait_stopped
+from pagein.cli.halves import kernel_half, running, wait_stopped
 from pagein.cli.settings import CacheDir, Settings, StateDir, settings_of
-from pagein.control import ControlError
+from pagein.control import ControlError, NotListening
 
 _TIMEOUT = 60.0
 _MNT_DETACH = 2
@@ -43,7 +43,7 @@ def unmount(settings: Settings, target: str, *, lazy: bool) -> None:
         if problem.errno == errno.EBUSY:
             text = f"{problem.strerror}: end what uses it, or take it out of sight with --lazy"
             raise ControlError(errno.EBUSY, text) from None
-        if running(settings) or not is_gone(problem):
+        if running(settings) or not isinstance(problem, NotListening):
             raise
         _umount_orphan(settings, target)
         return

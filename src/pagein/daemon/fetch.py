@@ -30,6 +30,10 @@ Claim = Callable[[int, int], AbstractAsyncContextManager[list[tuple[int, int]]]]
 """Holds a range against other processes; yields the parts of it that are still missing."""
 
 _WRITES: Final = 3  # of one fetch at a time
+_STREAM: Final = 1 << 20  # bytes: a fetch as large as that is one of a proven stream
+_LITTLE: Final = 512 << 10  # bytes of a stream that are worth a write at once
+_PATIENCE: Final = 0.002  # seconds that less than that may wait for more
+_NEXT: Final = 128 << 10  # bytes: what EROFS reads at a time
 _SETTLE: Final = 5.0  # seconds that running writes get when a fetch is cancelled
 _SAMPLE: Final = 256 << 10  # bytes after the first that make a rate worth measuring
 
@@ -49,6 +53,7 @@ class Host(Protocol):
     timeout: float
     stall: float
     requests: int
+    speed: float | None  # bytes per second of the origin, as far as known
 
     def landed(self, start: int, end: int) -> None:
         """[start, end) is in the cache now."""
@@ -71,6 +76,7 @@ class Fetch:
         self._filled = 0  # bytes of the buffer that hold data
         self._writes: set[asyncio.Task[None]] = set()
         self._write_error: Exception | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Fetch and write everything; raises what stopped it, after its writes have ended."""
@@ -86,6 +92,8 @@ class Fetch:
                 finally:
                     await self._settle()
         finally:
+            if self._timer is not None:
+                self._timer.cancel()
             budget.end(self)
 
     async def _missing(self, stack: AsyncExitStack) -> list[tuple[int, int]]:
@@ -197,14 +205,30 @@ class Fetch:
 
     # ---- writing
 
-    def poke(self) -> None:
-        """Write what has arrived if that completes a waiting read and no write is running."""
+    def poke(self, *, now: bool = False) -> None:
+        """Write what has arrived if that completes a waiting read and no write is running.
+
+        The reader of a stream wants the next bytes too, and each write costs as much as a READ.
+        So, unless `now`, little is not written where a moment brings more.
+        """
         ready = self._base + self._filled // PAGE_SIZE * PAGE_SIZE
         unsent = self._base + self._sent
         if self._buffer is None or self._writes or ready == unsent:
             return
-        if any(read.start < ready and unsent < read.end <= ready for read in self.waiting):
+        if not any(read.start < ready and unsent < read.end <= ready for read in self.waiting):
+            return
+        if now or ready - unsent >= _LITTLE or not self._fast_stream():
             self._send(ready - self._base)
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_PATIENCE, self._flush)
+
+    def _fast_stream(self) -> bool:
+        speed = self._host.speed
+        return self.end - self.start >= _STREAM and speed is not None and speed * _PATIENCE >= _NEXT
+
+    def _flush(self) -> None:
+        self._timer = None
+        self.poke(now=True)
 
     def _send(self, upto: int) -> None:
         """Start to write the buffer's bytes up to `upto`."""

@@ -95,7 +95,7 @@ class Fill:
         self._fetches: dict[Fetch, asyncio.Task[None]] = {}
         self._reads: set[Waiting] = set()
         self._failures = RecentFailures()
-        self._speed: float | None = None  # bytes per second of the origin, smoothed
+        self.speed: float | None = None  # bytes per second of the origin, smoothed
         self._calm_until = 0.0
         self._closed = False
 
@@ -244,8 +244,8 @@ class Fill:
 
     def _start_plan(self, off: int, length: int, now: float) -> None:
         window = WINDOW_MAX
-        if self._speed is not None:
-            window = max(_WINDOW_LEAST, int(min(self._speed * _WINDOW_SECONDS, WINDOW_MAX)))
+        if self.speed is not None:
+            window = max(_WINDOW_LEAST, int(min(self.speed * _WINDOW_SECONDS, WINDOW_MAX)))
         plan = self._policy.plan(off, length, self.present, self._inflight, limit=window)
         self._launch(*plan.demand)
         if plan.ahead is not None and now >= self._calm_until:
@@ -295,7 +295,7 @@ class Fill:
     def rate(self, received: int, seconds: float) -> None:
         """Called by a fetch: `received` bytes came within `seconds`."""
         speed = received / seconds
-        self._speed = speed if self._speed is None else (3 * self._speed + speed) / 4
+        self.speed = speed if self.speed is None else (3 * self.speed + speed) / 4
 
     def _arrived(self, start: int, end: int) -> None:
         self.present.add(start, end)

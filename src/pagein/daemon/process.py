@@ -24,8 +24,8 @@ from typing import Any
 # reach (a Python below a home directory), also for those that libraries import when first used.
 import pagein.origins.file
 import pagein.origins.http
-from pagein.control import Answer, ControlServer, listen
-from pagein.daemon.device import Device, DeviceDead
+from pagein.control import Answer, ControlServer, listen, message_of
+from pagein.daemon.device import Device
 from pagein.daemon.filedevice import FileDevice
 from pagein.daemon.loop import Daemon
 from pagein.daemon.records import Records
@@ -98,7 +98,7 @@ async def _run(process: Process, control: socket.socket, ready_fd: int) -> None:
         os.close(ready_fd)
     try:
         await process.daemon.run()
-    except DeviceDead:
+    except OSError:
         if not process.stopping:
             raise
     finally:
@@ -118,6 +118,9 @@ def serve(path: str, *, control: str, cache: str, timeout: float, user: str) -> 
         except OSError as problem:
             if problem.errno == errno.EBUSY:
                 raise OSError(errno.EBUSY, "another daemon holds this device", path) from None
+            if problem.errno == errno.ENOENT:
+                text = "no such device: does `pagein device` run?"
+                raise OSError(errno.ENOENT, text, path) from None
             raise
         os.makedirs(os.path.dirname(control), 0o700, exist_ok=True)
         with listen(control) as sock:
@@ -171,7 +174,7 @@ def main() -> int:
 
     try:
         asyncio.run(run())
-    except DeviceDead as problem:
-        log.error("%s", problem.strerror)
+    except OSError as problem:
+        log.error("%s", message_of(problem))
         return 1
     return 0
