@@ -53,6 +53,7 @@ class Fill:
         requests: how often the origin was asked.
         errors: reads that failed.
         last_error: text of the last failure of a read, or None.
+        speed: bytes per second of the origin, smoothed, or None.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Fill:
         self._fetches: dict[Fetch, asyncio.Task[None]] = {}
         self._reads: set[Waiting] = set()
         self._failures = RecentFailures()
-        self.speed: float | None = None  # bytes per second of the origin, smoothed
+        self.speed: float | None = None
         self._calm_until = 0.0
         self._closed = False
 
