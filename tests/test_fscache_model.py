@@ -333,7 +333,7 @@ class Halves(RuleBasedStateMachine):
         self.directory.cleanup()
 
 
-Halves.TestCase.settings = settings(max_examples=60, stateful_step_count=50)
+Halves.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
 TestHalves = Halves.TestCase
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from pagein.mounts.stream import AHEAD, DROP_STEP, Advice, Span, Stream
@@ -29,7 +31,7 @@ def test_a_stream_from_disk_is_read_ahead_without_gaps_or_overlaps() -> None:
     given = walk(Stream(), 0, 4 * AHEAD // STEP, waited=True)
     spans = [advice.ahead for _, advice in given if advice.ahead is not None]
     assert spans[0].offset == STEP  # from the first wait on
-    for before, after in zip(spans, spans[1:], strict=False):
+    for before, after in pairwise(spans):
         assert after.offset == before.offset + before.length
     # Never less than half a window ahead of the reader.
     assert spans[-1].offset + spans[-1].length - 4 * AHEAD >= AHEAD // 2

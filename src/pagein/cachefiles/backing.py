@@ -130,16 +130,12 @@ class BackingFile:
             raise OSError(errno.EIO, problem.strerror, os.fsdecode(self.path)) from problem
 
     def read_ahead(self, offset: int, length: int) -> None:
-        """Have the leading part of a range that is present read into memory. Blocks.
+        """Have a range read into memory, all of which must be present. Blocks.
 
-        Only what is present: no page of a hole may get into the page cache before its data.
+        Not what is absent: no page of a hole may get into the page cache before its data.
         """
-        end = min(offset + length, self.length)
-        gap = self.present.first_gap(offset, end) if offset < end else None
-        end = gap[0] if gap else end
-        if offset < end:
-            with suppress(OSError):  # advice, and the file may be closed by now
-                os.posix_fadvise(self.fd, offset, end - offset, os.POSIX_FADV_WILLNEED)
+        with suppress(OSError), self._in_use() as fd:
+            os.posix_fadvise(fd, offset, length, os.POSIX_FADV_WILLNEED)
 
     def drop_page_cache(self, offset: int, length: int) -> None:
         """Let go of clean pages in memory that a reader's own cache now holds. Blocks."""

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import os
 import re
+import tempfile
 
 from pagein.origins import Identity
 
@@ -31,9 +32,9 @@ class Records:
         """Write an identity down, whole or not at all; returns its key. Blocks."""
         key = identity.key()
         path = self._path(key)
-        temporary = f"{path}.{os.getpid()}.new"
+        # A name of its own: the same source may be looked at several times at once.
+        fd, temporary = tempfile.mkstemp(".new", f"{key.decode()}.", self._directory)
         try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with os.fdopen(fd, "wb") as file:
                 file.write(identity.dump())
                 file.flush()

@@ -219,5 +219,7 @@ class BlobFs:
         file, loop = export.cookie.file, asyncio.get_running_loop()
         if drop is not None:
             loop.run_in_executor(None, file.drop_page_cache, *drop)
-        if ahead is not None:
-            loop.run_in_executor(None, file.read_ahead, *ahead)
+        if ahead is not None and ahead.offset < file.length:
+            end = min(ahead.offset + ahead.length, file.present_from(ahead.offset))
+            if end > ahead.offset:
+                loop.run_in_executor(None, file.read_ahead, ahead.offset, end - ahead.offset)

@@ -32,5 +32,7 @@ class MountWatch:
         os.close(self._fd)
 
     def _ready(self) -> None:
-        if self._epoll.poll(0):
-            self._changed()
+        # To make it unreadable again. What it returns does not count: mountinfo tells a change to
+        # the first poll only, and that was the loop's, through the instance.
+        self._epoll.poll(0)
+        self._changed()
