@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -91,8 +92,11 @@ def arguments(description: str, *, size: int, count: int) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="on which disk")
     options = parser.parse_args()
+    if options.size < 1 or options.rounds < 1:
+        parser.error("--size and --rounds must be at least 1")
     if os.geteuid():
         sys.exit("error: this mounts, and needs root")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was made is taken down
     return options
 
 

@@ -151,7 +151,7 @@ def measure(
 def main() -> None:
     """All four tables."""
     options = arguments((__doc__ or "").splitlines()[0], size=300, count=7)
-    size = options.size * MB
+    size = max(options.size * MB, RANDOM_READS * _PAGE)
     with workspace(options.directory) as directory, ExitStack() as stack:
         meta, blob = make_image(directory, size)
         place = stack.enter_context(link(directory / "www", directory, None))

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import pytest
+
 from pagein.cachefiles.device import AnonymousFile, CachefilesDevice, Session
 from pagein.fscache import Advice, Cookie, FsCache
 from pagein.protocol.messages import MSG_MAX_SIZE, Close, Message, Open, Read, decode
@@ -52,6 +54,21 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(DEADLINE):
         while not condition():  # noqa: ASYNC110  (nobody tells)
             await asyncio.sleep(0.001)
+
+
+def refused(number: int, work: Callable[[], object]) -> None:
+    """Check that `work` fails with that errno."""
+    with pytest.raises(OSError) as caught:
+        work()
+    assert caught.value.errno == number
+
+
+async def fails(work: Coroutine[Any, Any, Any] | asyncio.Future[Any], number: int) -> OSError:
+    """The error that `work` ends with, which must have that errno."""
+    with pytest.raises(OSError) as caught:
+        await soon(work)
+    assert caught.value.errno == number
+    return caught.value
 
 
 class Rig:

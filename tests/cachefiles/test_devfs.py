@@ -9,12 +9,12 @@ import os
 import select
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.cachefiles.rig import PAGE, pages
+from tests.cachefiles.rig import PAGE, pages, refused
 from tests.cachefiles.served import Served, cread, fill, served
 from tests.fuse.mounted import Process
 
@@ -30,12 +30,6 @@ READER = str(Path(__file__).parents[1] / "fuse" / "reader.py")
 def half(tmp_path: Path) -> Iterator[Served]:
     with served(tmp_path) as half:
         yield half
-
-
-def refused(number: int, work: Callable[[], object]) -> None:
-    with pytest.raises(OSError) as caught:
-        work()
-    assert caught.value.errno == number
 
 
 def sha256(data: bytes | memoryview) -> str:

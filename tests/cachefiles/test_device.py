@@ -5,33 +5,18 @@ import errno
 import os
 import select
 import threading
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.cachefiles.rig import COOKIE, PAGE, VOLUME, Rig, pages, settle, soon, until
+from tests.cachefiles.rig import PAGE, Rig, fails, pages, refused, settle, soon, until
 
-from pagein.cachefiles import device as device_module
 from pagein.cachefiles.backing import BackingFile
 from pagein.cachefiles.cache import Cache
 from pagein.cachefiles.device import AnonymousFile, CachefilesDevice
-from pagein.protocol.messages import Close, Open, Read
-from pagein.rangeset import RangeSet
+from pagein.protocol.messages import Open, Read
 
 SIZE = 4 * PAGE
-
-
-def refused(number: int, work: Callable[[], object]) -> None:
-    with pytest.raises(OSError) as caught:
-        work()
-    assert caught.value.errno == number
-
-
-async def fails(rig: Rig, command: bytes, number: int) -> None:
-    with pytest.raises(OSError) as caught:
-        await rig.write(command)
-    assert caught.value.errno == number, command
 
 
 # ---- open, commands -----------------------------------------------------------------------------
@@ -67,8 +52,8 @@ def test_not_bound(tmp_path: Path) -> None:
         async with Rig(tmp_path, bind=False) as rig:
             assert rig.device.read(0) == b""
             assert rig.device.poll() == 0
-            await fails(rig, b"copen 0,1", errno.EOPNOTSUPP)
-            await fails(rig, b"restore", errno.EOPNOTSUPP)
+            await fails(rig.device.write(b"copen 0,1"), errno.EOPNOTSUPP)
+            await fails(rig.device.write(b"restore"), errno.EOPNOTSUPP)
             with pytest.raises(OSError) as caught:
                 await rig.acquiring()
             assert caught.value.errno == errno.ENOBUFS
@@ -80,10 +65,10 @@ def test_dir_and_tag_are_set_once(tmp_path: Path) -> None:
     async def main() -> None:
         async with Rig(tmp_path, bind=False) as rig:
             for verb in (b"dir", b"tag"):
-                await fails(rig, verb, errno.EINVAL)
-                await fails(rig, verb + b" ", errno.EINVAL)
+                await fails(rig.device.write(verb), errno.EINVAL)
+                await fails(rig.device.write(verb + b" "), errno.EINVAL)
                 assert await rig.write(verb + b" x\nignored") == len(verb) + 10
-                await fails(rig, verb + b" x", errno.EEXIST)
+                await fails(rig.device.write(verb + b" x"), errno.EEXIST)
             assert (rig.session.dir, rig.session.tag) == (b"x", b"x")
 
     asyncio.run(main())
@@ -92,17 +77,19 @@ def test_dir_and_tag_are_set_once(tmp_path: Path) -> None:
 def test_bind_checks_in_this_order(tmp_path: Path) -> None:
     async def main() -> None:
         async with Rig(tmp_path, bind=False) as rig:
-            await fails(rig, b"bind ondemand", errno.EINVAL)  # no dir
+            await fails(rig.device.write(b"bind ondemand"), errno.EINVAL)  # no dir
             await rig.write(b"dir " + os.fsencode(tmp_path))
-            await fails(rig, b"bind bogus", errno.EINVAL)
-            await fails(rig, b"bind ondemand x", errno.EINVAL)
-            await fails(rig, b"bind", errno.EOPNOTSUPP)  # the original mode
-            await fails(rig, b"copen 0,1", errno.EOPNOTSUPP)  # nor did they leave a mode
+            await fails(rig.device.write(b"bind bogus"), errno.EINVAL)
+            await fails(rig.device.write(b"bind ondemand x"), errno.EINVAL)
+            await fails(rig.device.write(b"bind"), errno.EOPNOTSUPP)  # the original mode
+            await fails(
+                rig.device.write(b"copen 0,1"), errno.EOPNOTSUPP
+            )  # nor did they leave a mode
             await rig.write(b"bind  ondemand")
             assert rig.session.tag == b"CacheFiles"
             assert rig.device.bound.is_set()
-            await fails(rig, b"bind ondemand", errno.EBUSY)
-            await fails(rig, b"bind bogus", errno.EBUSY)
+            await fails(rig.device.write(b"bind ondemand"), errno.EBUSY)
+            await fails(rig.device.write(b"bind bogus"), errno.EBUSY)
 
     asyncio.run(main())
 
@@ -111,12 +98,12 @@ def test_a_failed_bind_leaves_what_was_set(tmp_path: Path) -> None:
     async def main() -> None:
         async with Rig(tmp_path / "cache", bind=False) as rig:
             await rig.write(b"dir " + os.fsencode(tmp_path / "cache"))
-            await fails(rig, b"bind ondemand", errno.ENOENT)
+            await fails(rig.device.write(b"bind ondemand"), errno.ENOENT)
             assert rig.device.bound.is_set()
             assert rig.session.problem == f"cache {tmp_path / 'cache'}: No such file or directory"
-            await fails(rig, b"tag x", errno.EEXIST)
+            await fails(rig.device.write(b"tag x"), errno.EEXIST)
             # The mode stays as well: copen is EINVAL now, not EOPNOTSUPP.
-            await fails(rig, b"copen 0,1", errno.EINVAL)
+            await fails(rig.device.write(b"copen 0,1"), errno.EINVAL)
             (tmp_path / "cache").mkdir()
             await rig.write(b"bind")
             assert rig.session.cache is not None
@@ -149,7 +136,7 @@ def test_commands_of_a_dead_cache(tmp_path: Path) -> None:
             waiting = rig.start(rig.device.write(b"tag x"))  # takes the mutex after this
             rig.device.release()
             for command in (b"restore", b"no such", b""):
-                await fails(rig, command, errno.EIO)
+                await fails(rig.device.write(command), errno.EIO)
             with pytest.raises(OSError) as caught:
                 await soon(waiting)
             assert caught.value.errno == errno.EIO
@@ -189,9 +176,9 @@ def test_unknown_commands(tmp_path: Path) -> None:
     async def main() -> None:
         async with Rig(tmp_path) as rig:
             for command in (b"", b" bind", b"BIND", b"brun 7%", b"x" * 4096):
-                await fails(rig, command, errno.EOPNOTSUPP)
+                await fails(rig.device.write(command), errno.EOPNOTSUPP)
             for command in (b"\n", b"tag a\0"):
-                await fails(rig, command, errno.EINVAL)
+                await fails(rig.device.write(command), errno.EINVAL)
 
     asyncio.run(main())
 
@@ -248,165 +235,3 @@ def test_a_lookup_that_never_ends_does_not_hold_commands_up(
             await soon(asking)
 
     asyncio.run(main())
-
-
-# ---- the anonymous file -------------------------------------------------------------------------
-
-
-def test_writes_before_copen(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with Rig(tmp_path) as rig:
-            rig.acquiring()
-            message = await rig.take(Open)
-            file = rig.open(message.object_id)
-            for offset, length in ((0, PAGE), (1, 1), (0, 0)):
-                with pytest.raises(OSError) as caught:
-                    await file.pwrite(memoryview(bytes(length)), offset)
-                assert caught.value.errno == errno.ENOBUFS
-            refused(errno.ENOBUFS, partial(file.lseek, 0, os.SEEK_DATA))
-            await rig.write(b"copen %d,-2" % message.msg_id)
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize(
-    ("size", "offset", "length", "number"),
-    [
-        (SIZE, 0, PAGE, 0),
-        (SIZE, 0, 0, 0),
-        (SIZE, 1, PAGE, errno.ENOBUFS),
-        (SIZE, 512, 512, errno.ENOBUFS),
-        (SIZE, 512, 1, errno.ENOBUFS),  # the offset is looked at first
-        (SIZE, 0, 1, errno.EINVAL),
-        (SIZE, 0, PAGE + 511, errno.EINVAL),
-        (SIZE, 0, 512, errno.EINVAL),  # the rest of the page would be zeros
-        (SIZE, PAGE, PAGE + 512, errno.EINVAL),
-        (SIZE, -PAGE, PAGE, errno.EINVAL),
-        (SIZE - 1000, 3 * PAGE, 3 * 1024, errno.EINVAL),
-        (SIZE - 1000, 3 * PAGE, 3 * 1024 + 512, 0),  # up to the end, no page multiple
-        (SIZE - 1000, 3 * PAGE, PAGE, 0),
-        (SIZE, SIZE, PAGE, 0),  # beyond the end: it is extended
-        (SIZE, SIZE, 512, 0),
-    ],
-)
-def test_writes(tmp_path: Path, size: int, offset: int, length: int, number: int) -> None:
-    async def main() -> None:
-        async with Rig(tmp_path) as rig:
-            cookie, file = await rig.acquire(size)
-            data = pages(1, 2)[:length]
-            if not number:
-                assert await soon(file.pwrite(data, offset)) == length
-                end = (offset + length + PAGE - 1) & -PAGE
-                written = RangeSet([(offset, end)] if length else [])
-                assert cookie.file.present == written
-                return
-            with pytest.raises(OSError) as caught:
-                await file.pwrite(data, offset)
-            assert caught.value.errno == number
-            assert not cookie.file.present
-
-    asyncio.run(main())
-
-
-def test_any_range_at_any_time(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with Rig(tmp_path) as rig:
-            cookie, file = await rig.acquire(SIZE)
-            second = rig.open(file.object_id)
-            await soon(
-                asyncio.gather(
-                    file.pwrite(pages(1, 2), 0),
-                    second.pwrite(pages(2, 3), PAGE),
-                    file.pwrite(pages(4), 3 * PAGE),
-                )
-            )
-            assert cookie.file.complete
-            assert await soon(rig.read_bytes(cookie, 0, SIZE)) == bytes(pages(1, 2, 3, 4))
-            assert rig.read() is None  # nothing was asked for
-
-    asyncio.run(main())
-
-
-def test_after_withdrawal(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with Rig(tmp_path) as rig:
-            cookie, file = await rig.acquire(SIZE)
-            leaving = rig.start(rig.fscache.relinquish(cookie))
-            await rig.take(Close)
-            await soon(leaving)
-            with pytest.raises(OSError) as caught:
-                await file.pwrite(pages(1), 0)
-            assert caught.value.errno == errno.ENOBUFS
-            refused(errno.ENOBUFS, partial(file.lseek, 0, os.SEEK_SET))
-            refused(errno.EINVAL, partial(file.cread, 1))
-            refused(errno.ENOENT, partial(rig.open, file.object_id))
-
-    asyncio.run(main())
-
-
-def test_lseek(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with Rig(tmp_path) as rig:
-            _, file = await rig.acquire(SIZE - 10)
-            await file.pwrite(pages(1), PAGE)
-            for offset, whence, result in (
-                (5, os.SEEK_SET, 5),
-                (0, os.SEEK_END, SIZE),
-                (-SIZE, os.SEEK_END, 0),
-                (0, os.SEEK_DATA, PAGE),
-                (PAGE, os.SEEK_HOLE, 2 * PAGE),
-            ):
-                assert file.lseek(offset, whence) == result
-            refused(errno.ENXIO, partial(file.lseek, 2 * PAGE, os.SEEK_DATA))
-            for offset, whence in ((-1, os.SEEK_SET), (-SIZE - 1, os.SEEK_END), (0, 77)):
-                refused(errno.EINVAL, partial(file.lseek, offset, whence))
-
-    asyncio.run(main())
-
-
-def test_the_object_of_an_open_is_the_one_it_was_opened_for(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with Rig(tmp_path) as rig:
-            first, file = await rig.acquire(SIZE)
-            await rig.acquire(SIZE, b"other")
-            second = rig.open(file.object_id)
-            rig.close(file)
-            reading = rig.reading(first, 0, PAGE)
-            message = await rig.take(Read)
-            await second.pwrite(pages(5), 0)
-            # Not the fd counts but its object: a dup after the original was closed will do.
-            refused(errno.EINVAL, partial(rig.open(2).cread, message.msg_id))
-            second.cread(message.msg_id)
-            assert await soon(reading) == bytes(pages(5))
-
-    asyncio.run(main())
-
-
-def test_the_cache_ends_with_the_last_of_all_fds(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with Rig(tmp_path) as rig:
-            _, file = await rig.acquire(SIZE)
-            _, other = await rig.acquire(SIZE, b"other")
-            rig.device.release()
-            rig.close(file)
-            refused(errno.EBUSY, rig.device.open)
-            rig.close(other)
-            rig.device.open()
-            await rig.bind()
-
-    asyncio.run(main())
-
-
-def test_keys_arrive_as_they_are(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with Rig(tmp_path) as rig:
-            rig.acquiring(b"\0\1/", b"v")
-            message = await rig.take(Open)
-            assert (message.volume_key, message.cookie_key) == (b"v", b"\0\1/")
-            assert (VOLUME, COOKIE) not in rig.fscache.cookies
-
-    asyncio.run(main())
-
-
-def test_the_block_size_is_that_of_the_kernel() -> None:
-    assert device_module._LOGICAL_BLOCK == 512

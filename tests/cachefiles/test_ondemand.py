@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from tests.cachefiles.rig import settle, soon
+from tests.cachefiles.rig import refused, settle, soon
 
 from pagein.cachefiles.object import CachefilesObject
 from pagein.cachefiles.ondemand import Ondemand, Request, describe
@@ -75,12 +75,6 @@ def on_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]
 
     run.__name__, run.__doc__ = test.__name__, test.__doc__
     return run
-
-
-def refused(number: int, work: Callable[[], object]) -> None:
-    with pytest.raises(OSError) as caught:
-        work()
-    assert caught.value.errno == number
 
 
 # ---- ids and order ------------------------------------------------------------------------------

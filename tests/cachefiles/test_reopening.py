@@ -4,8 +4,8 @@ import asyncio
 import errno
 
 import pytest
-from tests.cachefiles.rig import settle
-from tests.cachefiles.test_ondemand import Half, on_loop, refused, result
+from tests.cachefiles.rig import refused, settle
+from tests.cachefiles.test_ondemand import Half, on_loop, result
 
 from pagein.cachefiles.object import CachefilesObject
 from pagein.protocol.messages import Close, Opcode, Open, Read

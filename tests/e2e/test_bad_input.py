@@ -232,7 +232,7 @@ def test_a_cache_on_xfs_with_an_extent_size_hint(
         file.truncate(320 << 20)
     subprocess.run(["mkfs.xfs", "-q", disk], check=True, timeout=60)
     with mounted("-o", "loop", disk, at=pagein.cache):
-        command = ["xfs_io", "-c", "extsize 1m", pagein.cache]
+        command = ["xfs_io", "-c", "extsize 1m", str(pagein.cache)]
         subprocess.run(command, check=True, timeout=60, capture_output=True)
         refused_cache(pagein, server, small, "does not tell holes exactly")
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from tests.e2e.harness import Pagein, mkfs, wait_for
 
-from pagein import keeper
+from pagein.keeper import half as halves
+from pagein.keeper.half import GivenUp, Half
 from pagein.testing.webserver import WebServer, serve_in_thread
 
 CONTENT = random.Random(5).randbytes(4 << 20)
@@ -84,9 +85,9 @@ def test_all_three_are_told_to_end(public_tmp: Path, web: WebServer) -> None:
     assert not place.leftovers()
 
 
-def half(program: str, *, replaceable: bool = True) -> keeper.Half:
+def half(program: str, *, replaceable: bool = True) -> Half:
     """A half that runs a Python program; its last argument is the fd to say `ready` on."""
-    return keeper.Half("half", [sys.executable, "-c", program], [], replaceable=replaceable)
+    return Half("half", [sys.executable, "-c", program], [], replaceable=replaceable)
 
 
 READY = "import os, sys; os.write(int(sys.argv[-1]), b'r'); os.close(int(sys.argv[-1]));"
@@ -98,17 +99,17 @@ def test_a_half_that_never_gets_ready_is_given_up(tmp_path: Path) -> None:
 
     async def main() -> None:
         one = half(READY + f"os.environ.setdefault('n', ''); {program}")
-        with pytest.raises(keeper.GivenUp):
+        with pytest.raises(GivenUp):
             await half(program).start()
         counter.unlink()
         await one.start()
         # It was ready once; from then on it dies before it is.
         one.command[2] = program
-        with pytest.raises(keeper.GivenUp):
+        with pytest.raises(GivenUp):
             await one.watch()
 
     asyncio.run(main())
-    assert len(counter.read_text()) == 1 + keeper._HOPELESS
+    assert len(counter.read_text()) == 1 + halves.HOPELESS
 
 
 def test_a_half_that_dies_is_started_again(tmp_path: Path) -> None:
@@ -130,14 +131,14 @@ def test_a_half_that_cannot_be_replaced_is_given_up_at_once(tmp_path: Path) -> N
     async def main() -> None:
         one = half(READY + "os._exit(9)", replaceable=False)
         await one.start()
-        with pytest.raises(keeper.GivenUp, match="cannot replace"):
+        with pytest.raises(GivenUp, match="cannot replace"):
             await one.watch()
 
     asyncio.run(main())
 
 
 def test_stopping_ends_a_half_that_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper, "STOP_TIMEOUT", 0.2)
+    monkeypatch.setattr(halves, "STOP_TIMEOUT", 0.2)
 
     async def main() -> int | None:
         program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"

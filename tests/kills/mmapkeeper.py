@@ -3,13 +3,17 @@
 import sys
 from pathlib import Path
 
-from pagein import keeper
+from pagein.keeper.__main__ import main
+from pagein.keeper.half import Half
+from pagein.keeper.keeper import Keeper
 
 DAEMON = str(Path(__file__).with_name("mmapdaemon.py"))
 
 
-class MmapKeeper(keeper.Keeper):
-    async def user_half(self) -> keeper.Half:
+class MmapKeeper(Keeper):
+    """Starts the mapped daemon."""
+
+    async def user_half(self) -> Half:
         half = await super().user_half()
         at = half.command.index("pagein.daemon")
         half.command[at - 1 : at + 1] = [DAEMON]
@@ -18,5 +22,4 @@ class MmapKeeper(keeper.Keeper):
 
 
 if __name__ == "__main__":
-    keeper.Keeper = MmapKeeper  # type: ignore[misc]
-    sys.exit(keeper.main())
+    sys.exit(main(MmapKeeper))

@@ -4,6 +4,7 @@ import os
 import random
 import tempfile
 from pathlib import Path
+from typing import get_args
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,19 +15,8 @@ from pagein.testing.answers import Fault, FaultKind
 from pagein.testing.webserver import WebServer, serve_in_thread
 
 CONTENT = random.Random(4).randbytes((1 << 20) + 777)
-KINDS: list[FaultKind] = [
-    "status",
-    "ignore_range",
-    "short_body",
-    "short_length",
-    "long_body",
-    "wrong_content_range",
-    "wrong_total",
-    "hang",
-    "reset",
-    "change_etag",
-    "extra_encoding",
-]
+
+KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 
 faults_drawn = st.lists(
     st.none()

@@ -6,12 +6,12 @@ import os
 import signal
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
-from tests.cachefiles.rig import PAGE, pages
+from tests.cachefiles.rig import PAGE, pages, refused
 from tests.cachefiles.served import Served, cread, fill, served
 from tests.fuse.mounted import DEADLINE, Process
 
@@ -51,12 +51,6 @@ def read_elsewhere(readers: list[Process], path: Path) -> Process:
     reader.wait_for("ready")
     reader.send("hash")
     return reader
-
-
-def refused(number: int, work: Callable[[], object]) -> None:
-    with pytest.raises(OSError) as caught:
-        work()
-    assert caught.value.errno == number
 
 
 def test_names_and_attributes(half: Served) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from pagein.cli.settings import Settings
 from pagein.cli.status import collect
@@ -32,7 +33,7 @@ def show_until(settings: Settings, target: str, stop: set[signal.Signals]) -> No
                 mine = [m for m in found["mounts"] if m["target"] == target]
                 if not mine:
                     return
-                live.update(_line(target, mine[0], found["blobs"]))
+                live.update(Text(_line(target, mine[0], found["blobs"])))
             if signal.sigtimedwait(stop, _INTERVAL) is not None:
                 return
 

@@ -284,9 +284,10 @@ class KernelHalf:
                 self.forget(mount)
 
     def forget(self, mount: Mount) -> None:
-        """Take a mount out of the table and let go of its files."""
-        if self.mounts.get(mount.target) is mount:
-            del self.mounts[mount.target]
+        """Take a mount out of the table and let go of its files, once."""
+        if self.mounts.get(mount.target) is not mount:
+            return  # the mount table told us before whoever unmounts it could
+        del self.mounts[mount.target]
         for export in mount.exports:
             self.blobfs.let_go(export)
         self.changed()

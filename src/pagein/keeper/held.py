@@ -1,0 +1,93 @@
+"""What the keeper holds: the runtime directory, the FUSE connections, the listening sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+
+from pagein.control import listen
+from pagein.fuse.connection import handshake
+from pagein.keeper.half import START_TIMEOUT
+from pagein.mounts.syscalls import mount_fuse, mounts, umount
+
+_MNT_DETACH = 2
+
+
+class Held:
+    """Held until `close`; the lock until the process ends."""
+
+    def __init__(self, state_dir: str, *, daemon_control: bool) -> None:
+        """Take the state directory, mount the two FUSE directories, listen. Raises OSError.
+
+        `daemon_control`: also hold the user half's socket.
+        """
+        self.state_dir = state_dir
+        self.connections = contextlib.ExitStack()
+        """The /dev/fuse fds: closed before anything that would ask their server."""
+        self.resend = True
+        """Whether the kernel sends lost requests again (6.9 and newer)."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.connections)
+            self._hold(stack, daemon_control)
+            self.stack = stack.pop_all()
+
+    def close(self) -> None:
+        """Let go of everything, the connections first."""
+        self.connections.close()
+        self.stack.close()
+
+    def path(self, name: str) -> str:
+        """A file of the runtime directory."""
+        return os.path.join(self.state_dir, name)
+
+    def _hold(self, stack: contextlib.ExitStack, daemon_control: bool) -> None:
+        os.makedirs(self.state_dir, 0o700, exist_ok=True)
+        os.chmod(self.state_dir, 0o700)
+        lock = os.open(self.path("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Never closed: whoever gets the lock after us finds nothing of us left, no process either.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path("kernel-half.json"))
+        self.device_fd = self._fuse(stack, "dev")
+        self.blob_fd = self._fuse(stack, "blobs")
+        for name in ("control.sock", "daemon.sock"):  # the last one also when it is not ours
+            stack.callback(_remove, self.path(name))
+        self.control = self._listen(stack, "control.sock")
+        self.daemon_control = self._listen(stack, "daemon.sock") if daemon_control else -1
+
+    def _listen(self, stack: contextlib.ExitStack, name: str) -> int:
+        sock = stack.enter_context(listen(self.path(name)))
+        return sock.fileno()
+
+    def _fuse(self, stack: contextlib.ExitStack, name: str) -> int:
+        """Mount a FUSE directory and do its INIT, so that halves come and go without one."""
+        target = os.path.join(os.path.realpath(self.state_dir), name)
+        for entry in mounts():
+            if entry.target == target:  # of a keeper that was killed: its connection is dead
+                umount(target, _MNT_DETACH)
+        os.makedirs(target, 0o700, exist_ok=True)
+        fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            mount_fuse(fd, target, name="pagein")
+        except BaseException:
+            os.close(fd)
+            raise
+        # At the end the connection is closed first: nobody would answer what umount asks.
+        stack.callback(_umount_dead, target)
+        self.connections.callback(os.close, fd)
+        self.resend &= handshake(fd, timeout=START_TIMEOUT).resend
+        return fd
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _umount_dead(target: str) -> None:
+    """Unmount a FUSE directory whose server is gone; detach it if a mount still stands on it."""
+    try:
+        umount(target)
+    except OSError:
+        umount(target, _MNT_DETACH)

@@ -1,0 +1,53 @@
+"""Cache files for tests of the cache directory and of the backing file."""
+
+import errno
+import os
+from pathlib import Path
+
+from tests.cachefiles.rig import COOKIE, VOLUME
+
+from pagein.cachefiles import namei, presence, xattr
+from pagein.cachefiles.backing import BackingFile
+from pagein.cachefiles.cache import Cache
+from pagein.rangeset import RangeSet
+
+PATH = namei.object_path(VOLUME, COOKIE)
+
+
+def new_cache(directory: Path, *, shared: bool = False) -> Cache:
+    return Cache(os.fsencode(directory), shared=shared)
+
+
+def found(cache: Cache, size: int) -> RangeSet:
+    """What is present of the object when it is looked up."""
+    file = cache.look_up(PATH, size)
+    try:
+        assert os.fstat(file.fd).st_size == file.length == presence.round_up(size)
+        assert xattr.get_object(file.fd) == xattr.ObjectXattr(size)
+        return file.present
+    finally:
+        file.close()
+
+
+def content(file: BackingFile, offset: int, length: int) -> bytes:
+    data = bytearray(length)
+    got = file.read([memoryview(data)], offset)
+    return bytes(data[:got])
+
+
+def graves(directory: Path) -> list[str]:
+    return [path.name for path in (directory / "graveyard").glob("*/*")]
+
+
+class Disk:
+    """Stands in for pwrite: takes so many bytes, then fails."""
+
+    def __init__(self, *parts: int, number: int = errno.ENOSPC) -> None:
+        self.parts = list(parts)
+        self.number = number
+        self._pwrite = os.pwrite
+
+    def __call__(self, fd: int, data: memoryview, offset: int) -> int:
+        if not self.parts:
+            raise OSError(self.number, os.strerror(self.number))
+        return self._pwrite(fd, data[: self.parts.pop(0)], offset)
