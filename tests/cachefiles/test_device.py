@@ -82,9 +82,7 @@ def test_bind_checks_in_this_order(tmp_path: Path) -> None:
             await fails(rig.device.write(b"bind bogus"), errno.EINVAL)
             await fails(rig.device.write(b"bind ondemand x"), errno.EINVAL)
             await fails(rig.device.write(b"bind"), errno.EOPNOTSUPP)  # the original mode
-            await fails(
-                rig.device.write(b"copen 0,1"), errno.EOPNOTSUPP
-            )  # nor did they leave a mode
+            await fails(rig.device.write(b"copen 0,1"), errno.EOPNOTSUPP)  # no mode is left
             await rig.write(b"bind  ondemand")
             assert rig.session.tag == b"CacheFiles"
             assert rig.device.bound.is_set()

@@ -1,6 +1,7 @@
 """The command line as such: options, help, status, foreground, and the ends of a mount."""
 
 import errno
+import functools
 import json
 import os
 import pty
@@ -31,7 +32,9 @@ def test_help_is_quick_to_load(words: tuple[str, ...]) -> None:
         timeout=DEADLINE,
         check=True,
     )
-    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    loaded = {
+        line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()
+    }
     assert "typer" in loaded
     assert not loaded & set(HEAVY)
     assert "Usage: " in done.stdout
@@ -166,7 +169,7 @@ def test_foreground_ends_when_somebody_else_unmounts(
     argv = pagein.argv("mount", "--foreground", url, pagein.target)
     pipe = subprocess.PIPE
     with subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True) as process:
-        wait_for(lambda: (pagein.target / "large").exists())
+        wait_for((pagein.target / "large").exists)
         pagein.umount()
         _, said = process.communicate(timeout=DEADLINE)
     assert (process.returncode, said) == (0, "")
@@ -206,6 +209,11 @@ def test_lazy_umount(small: Image, server: WebServer, pagein: Pagein) -> None:
     wait_for(lambda: not pagein.leftovers())
 
 
+def unmounted(target: Path) -> bool:
+    """Whether nothing is mounted there."""
+    return not os.path.ismount(target)
+
+
 @pytest.mark.root
 def test_a_mount_while_the_last_one_ends(small: Image, server: WebServer, pagein: Pagein) -> None:
     (url,) = serve(server, single=small.single)
@@ -218,7 +226,7 @@ def test_a_mount_while_the_last_one_ends(small: Image, server: WebServer, pagein
         with subprocess.Popen(pagein.argv("umount", old), stderr=pipe, text=True) as ending:
             if turn % 3:
                 # As the keeper lets go: between the answer to umount and the end of its process.
-                wait_for(lambda old=old: not os.path.ismount(old))
+                wait_for(functools.partial(unmounted, old))
             pagein.mount(url, target=new)
             assert (new / "dir-1/5").read_bytes() == (small.tree / "dir-1/5").read_bytes()
             _, said = ending.communicate(timeout=DEADLINE)

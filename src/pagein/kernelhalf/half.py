@@ -21,6 +21,8 @@ from pagein.mounts.syscalls import mount_at
 log = logging.getLogger("pagein.kernelhalf")
 
 Key = tuple[bytes, bytes]
+_STEP = 4 << 20
+"""Bytes of metadata asked for at once; each step has the daemon's deadline to itself."""
 
 
 @dataclass(eq=False)
@@ -191,6 +193,8 @@ class KernelHalf:
                 if await self._mount_directly(mount, paths):
                     return
                 cookies = await self._acquire(blobs)
+            if len(cookies) > 1:
+                await self._bring(cookies[0], blobs[0])
             for cookie in cookies:
                 shared = self.blobfs.find(cookie) is not None
                 mount.exports.append(self.blobfs.export(cookie))
@@ -215,6 +219,15 @@ class KernelHalf:
             for file, label in sorted(named, key=lambda pair: -len(pair[0])):
                 text = text.replace(file, label)
             raise MountError(problem.errno, text) from None
+
+    async def _bring(self, metadata: Cookie, blob: Blob) -> None:
+        """Fetch metadata that stands apart from its data: it is small, and wanted at once."""
+        try:
+            for at in range(0, metadata.length, _STEP):
+                await self.fscache.make_present(metadata, at, min(_STEP, metadata.length - at))
+        except OSError as problem:
+            text = f"{blob.label}: its metadata could not be fetched; the log says why"
+            raise MountError(problem.errno or errno.EIO, text) from problem
 
     async def _acquire(self, blobs: list[Blob]) -> list[Cookie]:
         """One cookie a blob, or the error of the first that failed and none."""

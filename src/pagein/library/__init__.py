@@ -4,6 +4,11 @@
 cache directory with every other process of the user (design decision 14).
 """
 
+import logging
+
 from pagein.library.files import AsyncBlobFile, BlobFile, aopen, open
+
+# What a read failed with is in its OSError; the log is for programs that ask for it.
+logging.getLogger("pagein").addHandler(logging.NullHandler())
 
 __all__ = ["AsyncBlobFile", "BlobFile", "aopen", "open"]
