@@ -87,7 +87,8 @@ class Half:
                 await asyncio.sleep(_PAUSES[min(deaths, len(_PAUSES)) - 1])
                 try:
                     await self.start()
-                except GivenUp:
+                except GivenUp as problem:
+                    log.warning("%s", problem)
                     deaths, failures = deaths + 1, failures + 1
                     if failures >= HOPELESS:
                         raise
