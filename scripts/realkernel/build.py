@@ -1,0 +1,162 @@
+"""Builds the User-Mode Linux kernel of scripts/real-kernel, once, and keeps it.
+
+The source is Debian's linux-source-SERIES, the version that apt would install now. The binary is
+kept under a name made of all that decides what it is: that version, kernel.config, the compiler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CONFIG = HERE / "kernel.config"
+
+_INDISPENSABLE = ("CACHEFILES_ONDEMAND", "EROFS_FS_ONDEMAND", "HOSTFS", "BLK_DEV_UBD", "EXT4_FS")
+_LOG_LINES = 30
+
+# Before Linux 6.13 the room for a process's vector registers has a fixed size, 2,696 bytes. With
+# AMX they need 11,008, and the first process dies ("ptrace set fp regs failed, errno = 14").
+_EDITS = (("arch/x86/um/user-offsets.c", "DEFINE_LONGS(HOST_FP_SIZE, 2696)", 2696, 12288),)
+
+
+class BuildError(Exception):
+    """The kernel cannot be had; one line for the user."""
+
+
+def cache_directory() -> Path:
+    """Where kernels are kept unless the user says otherwise."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base, "pagein", "kernels")
+
+
+def kernel(series: str, directory: Path) -> Path:
+    """The kernel of `series` in `directory`, built if it is not there. Raises BuildError."""
+    version = _candidate(f"linux-source-{series}")
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"linux-{version}-{_digest(version)}"
+    with _locked(directory / "lock"):  # two at once would only take twice as long
+        if not path.exists():
+            _build(f"linux-source-{series}", version, path)
+    return path
+
+
+def _candidate(package: str) -> str:
+    """The version of `package` that apt would install."""
+    for update in (False, True):
+        if update:
+            _run(["apt-get", "-q", "-o", "DPkg::Lock::Timeout=180", "update"])
+        shown = subprocess.run(
+            ["apt-cache", "policy", package], capture_output=True, text=True, check=False
+        ).stdout
+        found = re.search(r"^ *Candidate: (\S+)$", shown, re.MULTILINE)
+        if found and found[1] != "(none)":
+            return found[1]
+        if os.geteuid():
+            break
+    raise BuildError(f"apt knows no {package}: this needs Debian, and `apt-get update` before")
+
+
+def _digest(version: str) -> str:
+    compiler = subprocess.run(["gcc", "--version"], capture_output=True, check=True).stdout
+    edits = repr(_EDITS).encode()
+    parts = (version.encode(), CONFIG.read_bytes(), edits, compiler.splitlines()[0])
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _build(package: str, version: str, path: Path) -> None:
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as name:
+        work = Path(name)
+        _say(f"building the kernel of {package} {version}, once (some minutes) ...")
+        _unpack(package, version, work)
+        _configure(work)
+        stamp = ["KBUILD_BUILD_TIMESTAMP=1970-01-01", "KBUILD_BUILD_USER=pagein"]
+        stamp.append("KBUILD_BUILD_HOST=pagein")
+        _run([*_make(work), f"-j{os.cpu_count() or 1}", *stamp, "linux"], work)
+        _run(["strip", "-o", str(work / "stripped"), str(work / "out/linux")], work)
+        os.rename(work / "stripped", path)
+    _say(f"built {path} in {time.monotonic() - started:.0f} s")
+
+
+def _unpack(package: str, version: str, work: Path) -> None:
+    try:
+        _run(["apt-get", "-q", "download", f"{package}={version}"], work)
+    except BuildError:
+        if os.geteuid():
+            raise
+        # The archive drops superseded versions; lists may be older than that.
+        _run(["apt-get", "-q", "-o", "DPkg::Lock::Timeout=180", "update"], work)
+        raise BuildError(f"{package} {version} is gone; the lists are new now, try again") from None
+    (archive,) = work.glob("*.deb")
+    _run(["dpkg-deb", "-x", str(archive), str(work / "deb")], work)
+    (work / "src").mkdir()
+    (tarball,) = (work / "deb/usr/src").glob("*.tar.xz")
+    unpack = ["tar", "-C", str(work / "src"), "--strip-components=1", "-xJf", str(tarball)]
+    _run(unpack, work)
+    shutil.rmtree(work / "deb")
+    archive.unlink()
+    for name, text, old, new in _EDITS:
+        file = work / "src" / name
+        file.write_text(file.read_text().replace(text, text.replace(str(old), str(new))))
+
+
+def _configure(work: Path) -> None:
+    _run([*_make(work), f"KCONFIG_ALLCONFIG={CONFIG}", "allnoconfig"], work)
+    have = (work / "out/.config").read_text()
+    for symbol in _INDISPENSABLE:
+        if f"CONFIG_{symbol}=y\n" not in have:
+            raise BuildError(f"this kernel source has no {symbol}, or not with our kernel.config")
+
+
+def _make(work: Path) -> list[str]:
+    return ["nice", "-n", "19", "make", "-s", "-C", f"{work}/src", f"O={work}/out", "ARCH=um"]
+
+
+def _run(command: list[str], work: Path | None = None) -> None:
+    """Run a step silently. Raises BuildError, after the end of what it said."""
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=work,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # make's children go with it
+        )
+        try:
+            status = process.wait()
+        finally:
+            if process.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        if status:
+            log.seek(0)
+            sys.stderr.writelines(log.readlines()[-_LOG_LINES:])
+            raise BuildError(f"{' '.join(command[:8])} ... failed (exit code {status})")
+
+
+def _say(text: str) -> None:
+    print(f"real-kernel: {text}", file=sys.stderr, flush=True)
