@@ -64,6 +64,8 @@ def why_not_root() -> str | None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("realkernel") and not os.path.exists("/dev/cachefiles"):
+        pytest.skip("needs a kernel with /dev/cachefiles: scripts/test --real-kernel")
     if item.get_closest_marker("root") and (reason := why_not_root()):
         pytest.skip(reason)
 
@@ -78,10 +80,12 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     expected_failure = hasattr(report, "wasxfail")
-    if CI and report.skipped and not expected_failure and item.get_closest_marker("root"):
+    for mark in ("root", "realkernel"):
+        if not (CI and report.skipped and item.get_closest_marker(mark)) or expected_failure:
+            continue
         reason = _skip_reason(report.longrepr)
         report.outcome = "failed"
-        report.longrepr = f"a test marked `root` was skipped under CI=true: {reason}"
+        report.longrepr = f"a test marked `{mark}` was skipped under CI=true: {reason}"
     return report
 
 

@@ -107,6 +107,8 @@ def _script(command: Sequence[str]) -> str:
     for name, value in os.environ.items():
         if name in _PASSED_ON or name.startswith("PAGEIN_"):
             lines.append(f"export {name}={shlex.quote(value)}")
+    if not sys.stdout.isatty():  # the guest's consoles are, whatever ours is
+        lines.append("export NO_COLOR=1 TERM=dumb")
     lines.append(f"exec {shlex.join(command)}")
     return "\n".join(lines) + "\n"
 

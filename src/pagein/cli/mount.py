@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import pwd
@@ -25,6 +26,13 @@ from pagein.cli.sources import blob_of
 from pagein.control import ControlError
 
 
+class FrontEnd(enum.StrEnum):
+    """Who asks the daemon for what readers miss."""
+
+    FUSE = "fuse"
+    KERNEL = "kernel"
+
+
 def mount(
     ctx: typer.Context,
     source: Annotated[
@@ -45,6 +53,14 @@ def mount(
         typer.Option(metavar="SECONDS", min=0.1, help="After which a read fails with EIO."),
     ] = 30.0,
     daemon_user: DaemonUser = None,
+    front_end: Annotated[
+        FrontEnd,
+        typer.Option(
+            "--front-end",
+            help="`fuse`: pagein is the kernel half. `kernel`: Linux is, with /dev/cachefiles;"
+            " `pagein daemon --device /dev/cachefiles` has to run.",
+        ),
+    ] = FrontEnd.FUSE,
     loop: Annotated[
         bool, typer.Option("--loop", help="Go through loop devices, as older kernels must.")
     ] = False,
@@ -55,6 +71,12 @@ def mount(
     settings = settings_of(ctx, state_dir, cache)
     with one_line_errors():
         target = _check_target(directory)
+        if front_end is FrontEnd.KERNEL:
+            from pagein.cli.frontend import mount_through_kernel
+
+            sources = [source, *(device or ())]
+            mount_through_kernel(settings, sources, target, timeout=timeout)
+            return
         user = _check_user(daemon_user or default_user())
         with kept_running(settings, timeout=timeout, daemon_user=user) as ask:
             _check_cache(settings, ask({"op": "status"}, 10.0)["cache"])

@@ -45,17 +45,24 @@ def unmount(settings: Settings, target: str, *, lazy: bool) -> None:
             raise ControlError(errno.EBUSY, text) from None
         if running(settings) or not isinstance(problem, NotListening):
             raise
-        _umount_orphan(settings, target)
+        _umount_other(settings, target, lazy=lazy)
         return
     if answer.get("last"):
         wait_stopped(settings)
 
 
-def _umount_orphan(settings: Settings, target: str) -> None:
-    """Unmount what a keeper that is gone left behind: its reads fail, but it can be taken away."""
+def _umount_other(settings: Settings, target: str, *, lazy: bool) -> None:
+    """Unmount what no keeper has: one of the front end `kernel`, or of a keeper that is gone.
+
+    Reads of the latter fail, but it can be taken away.
+    """
+    from pagein.mounts.kernel import is_ours
     from pagein.mounts.syscalls import mount_at, umount
 
     entry = mount_at(target)
+    if entry is not None and is_ours(entry):
+        umount(target, _MNT_DETACH if lazy else 0)
+        return
     ours = (os.path.realpath(settings.path("blobs")), os.path.realpath(settings.cache))
     if entry is None or entry.fstype != "erofs" or not entry.source.startswith(ours):
         raise ControlError(errno.EINVAL, f"{target} is not mounted by pagein")

@@ -34,6 +34,8 @@ T = TypeVar("T")
 CALL_TIMEOUT: Final = 30.0
 """Seconds a system call on the device or an anonymous fd may take."""
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
 _WRITERS = 4
 _CALLERS = 3
 
@@ -105,6 +107,11 @@ class FileDevice(Device):
         self._writes.close()
 
     @property
+    def real(self) -> bool:
+        """Whether it is the kernel's, not one of our kernel half."""
+        return self._dirfd is None
+
+    @property
     def closed(self) -> bool:
         """Whether calls are over."""
         return self._closed
@@ -145,9 +152,7 @@ class FileAnonFd(AnonFd):
     async def cread(self, msg_id: int) -> None:
         """Complete a READ, by value or by pointer."""
         if self._real:
-            # The argument is an int to Python: ids from 2^31 on are negative ones.
-            number = msg_id - (1 << 32) if msg_id >> 31 else msg_id
-            await self._use(lambda fd: fcntl.ioctl(fd, IOC_READ_COMPLETE, number))
+            await self._use(lambda fd: _ioctl_by_value(fd, IOC_READ_COMPLETE, msg_id))
         else:
             packed = struct.pack("=I", msg_id)
             await self._use(lambda fd: fcntl.ioctl(fd, IOC_READ_COMPLETE, packed))
@@ -195,6 +200,13 @@ class FileAnonFd(AnonFd):
             last = not self._users
         if last:
             os.close(self._fd)
+
+
+def _ioctl_by_value(fd: int, request: int, value: int) -> None:
+    """ioctl with the whole unsigned long: fcntl.ioctl has an int, and ids are 32 bits."""
+    if _libc.ioctl(fd, ctypes.c_ulong(request), ctypes.c_ulong(value)) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def _open_device(path: str) -> tuple[int, int | None]:

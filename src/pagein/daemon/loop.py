@@ -128,7 +128,7 @@ class Daemon:
     async def _device(self) -> Device:
         if isinstance(self._given, Device):
             return self._given
-        _raise_fd_limit()
+        raise_fd_limit()
         if self._given is not None:
             return await FileDevice.open(self._given, timeout=self._timeout)
         if (path := os.environ.get("PAGEIN_DEVICE")) is not None:
@@ -140,32 +140,14 @@ class Daemon:
 
     async def _bind(self, device: Device) -> None:
         """Bind; a cache that an earlier daemon bound is taken over instead."""
-        if self._cache is not None:
-            bound_before = await self._set_up(device, commands.dir_(self._cache))
-            await self._set_up(device, commands.tag(self._tag))
-            try:
-                await device.command(commands.bind(ondemand=True))
-                return
-            except OSError as exc:
-                # EBUSY has other causes too, such as a tag that a live cache has (2.1, 2.2).
-                if exc.errno != errno.EBUSY or not bound_before:
-                    raise
+        if self._cache is not None and await bind(device, self._cache, self._tag):
+            return
         try:
             await device.command(commands.restore())
         except OSError as exc:
             if exc.errno != errno.EOPNOTSUPP:  # before Linux 6.8 and 6.1.95
                 raise
             log.warning("this kernel cannot restore: reads of an earlier daemon stay unanswered")
-
-    async def _set_up(self, device: Device, command: bytes) -> bool:
-        """Say `dir` or `tag`; returns whether somebody did so before."""
-        try:
-            await device.command(command)
-        except OSError as exc:
-            if exc.errno != errno.EEXIST:
-                raise
-            return True
-        return False
 
     async def _serve(self, device: Device) -> None:
         reading = asyncio.create_task(self._read_requests(device))
@@ -341,6 +323,42 @@ class Daemon:
             await blob.origin.close()
 
 
+async def bind(device: Device, cache: str, tag: str = TAG) -> bool:
+    """Bind the directory `cache`; False if it was bound before. Raises OSError.
+
+    The kernel goes to the cache as who says `bind`, whoever serves it later (facts
+    cachefiles-kernel 1): root binds, before it becomes somebody else.
+    """
+    bound_before = await _set_up(device, commands.dir_(cache))
+    await _set_up(device, commands.tag(tag))
+    try:
+        await device.command(commands.bind(ondemand=True))
+    except OSError as exc:
+        # EBUSY has other causes too, such as a tag that a live cache has (2.1, 2.2).
+        if exc.errno != errno.EBUSY or not bound_before:
+            raise
+        return False
+    return True
+
+
+async def _set_up(device: Device, command: bytes) -> bool:
+    """Say `dir` or `tag`; returns whether somebody did so before."""
+    try:
+        await device.command(command)
+    except OSError as exc:
+        if exc.errno != errno.EEXIST:
+            raise
+        return True
+    return False
+
+
+def raise_fd_limit() -> None:
+    """Each object needs a file descriptor, and an OPEN that gets none fails its mount (4.4)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _log_refusal(key: Key, exc: Exception) -> None:
     expected = isinstance(exc, OSError | KeyError)
     cause = f"unknown ({exc})" if isinstance(exc, KeyError) else exc
@@ -350,10 +368,3 @@ def _log_refusal(key: Key, exc: Exception) -> None:
 def _number(variable: str) -> int | None:
     text = os.environ.get(variable)
     return None if text is None else int(text)
-
-
-def _raise_fd_limit() -> None:
-    """Each object needs a file descriptor, and an OPEN that gets none fails its mount (4.4)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -152,13 +152,14 @@ class Poller:
         except BlockingIOError:  # a device never says so, a socket in its place does
             return b""
         except OSError as exc:
+            if exc.errno in (errno.EMFILE, errno.ENFILE):
+                log.error("an OPEN failed: no file descriptor left (raise RLIMIT_NOFILE)")
+                return None  # the kernel has failed that OPEN, however many of them
             self._errors += 1
             if exc.errno in _DEADLY or self._errors > _ERRORS_MOST:
                 raise
             if exc.errno == errno.EMSGSIZE and self._size < _BUFFER_MOST:
                 self._size *= 2
-            elif exc.errno in (errno.EMFILE, errno.ENFILE):
-                log.error("an OPEN failed: no file descriptor left (raise RLIMIT_NOFILE)")
             else:
                 log.error("a request was lost: %s", exc.strerror)
             return None

@@ -27,13 +27,19 @@ import pagein.origins.http
 from pagein.control import Answer, ControlServer, listen, message_of
 from pagein.daemon.device import Device
 from pagein.daemon.filedevice import FileDevice
-from pagein.daemon.loop import Daemon
+from pagein.daemon.loop import Daemon, bind, raise_fd_limit
 from pagein.daemon.records import Records
 from pagein.origins import Origin, OriginError, open_origin, redact, resolve
 
 log = logging.getLogger("pagein.daemon")
 
 RECORDS = "origins"
+_BIND_TEXTS = {
+    errno.EINVAL: "this kernel has no on-demand mode (CONFIG_CACHEFILES_ONDEMAND)",
+    errno.EOPNOTSUPP: "the kernel keeps no cache on this file system; use ext4, xfs or btrfs",
+    errno.EBUSY: "the cache is in use",
+    errno.ENOBUFS: "too little space is left for a cache",
+}
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 
 
@@ -113,6 +119,7 @@ def serve(path: str, *, control: str, cache: str, timeout: float, user: str) -> 
     """
 
     async def run() -> None:
+        raise_fd_limit()
         try:
             device = await FileDevice.open(path, timeout=timeout)
         except OSError as problem:
@@ -122,6 +129,8 @@ def serve(path: str, *, control: str, cache: str, timeout: float, user: str) -> 
                 text = "no such device: does `pagein device` run?"
                 raise OSError(errno.ENOENT, text, path) from None
             raise
+        if device.real:
+            await _bind_as_root(device, cache)
         os.makedirs(os.path.dirname(control), 0o700, exist_ok=True)
         with listen(control) as sock:
             if os.geteuid() == 0:
@@ -130,6 +139,16 @@ def serve(path: str, *, control: str, cache: str, timeout: float, user: str) -> 
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s daemon %(message)s")
     asyncio.run(run())
+
+
+async def _bind_as_root(device: FileDevice, cache: str) -> None:
+    """Bind the kernel's device to `cache` while we still may; others must get to the records."""
+    os.makedirs(cache, 0o711, exist_ok=True)
+    try:
+        await bind(device, cache)
+    except OSError as problem:
+        text = _BIND_TEXTS.get(problem.errno or 0)
+        raise OSError(problem.errno, text or problem.strerror, cache) from None
 
 
 def give_up_privileges(user: str, directory: str, *, with_parent: bool) -> None:
@@ -164,11 +183,15 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, required=True)
     parser.add_argument("--user", required=True)
     options = parser.parse_args()
-    if os.geteuid() == 0:
-        give_up_privileges(options.user, os.path.join(options.cache, RECORDS), with_parent=True)
+    raise_fd_limit()
 
     async def run() -> None:
-        device = FileDevice.from_fd(options.device_fd, options.dir_fd, timeout=options.timeout)
+        dir_fd = None if options.dir_fd < 0 else options.dir_fd  # none: it is the real device
+        device = FileDevice.from_fd(options.device_fd, dir_fd, timeout=options.timeout)
+        if device.real:
+            await _bind_as_root(device, options.cache)
+        if os.geteuid() == 0:
+            give_up_privileges(options.user, os.path.join(options.cache, RECORDS), with_parent=True)
         process = Process(device, cache=options.cache, timeout=options.timeout)
         await _run(process, socket.socket(fileno=options.control_fd), options.ready_fd)
 

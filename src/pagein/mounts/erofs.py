@@ -28,6 +28,7 @@ __all__ = [
     "MountError",
     "Mounted",
     "Superblock",
+    "ask_helper",
     "mount_image",
     "superblock",
     "umount_image",
@@ -77,7 +78,7 @@ async def mount_image(
     }
     before = syscalls.mount_at(job["target"])
     try:
-        answer = await _ask(job, timeout)
+        answer = await ask_helper(job, timeout)
     except (TimeoutError, asyncio.CancelledError) as error:
         await asyncio.shield(_undo(job["target"], before))
         if isinstance(error, asyncio.CancelledError):
@@ -97,7 +98,7 @@ async def umount_image(
     """
     where = _absolute(target)
     try:
-        await _ask({"op": "umount", "target": where, "lazy": lazy}, timeout)
+        await ask_helper({"op": "umount", "target": where, "lazy": lazy}, timeout)
     except TimeoutError:
         text = f"unmounting {where} took more than {timeout:g} s"
         raise MountError(errno.ETIMEDOUT, text) from None
@@ -130,7 +131,7 @@ class _Helper(asyncio.SubprocessProtocol):
             self.ended.set_result(None)
 
 
-async def _ask(job: dict[str, Any], timeout: float) -> dict[str, Any]:
+async def ask_helper(job: dict[str, Any], timeout: float) -> dict[str, Any]:
     """Have a helper do ``job``; TimeoutError when it had to be killed."""
     # -P keeps the working directory, which may be anybody's, off the module path.
     search = os.pathsep.join(filter(None, [_SOURCE_ROOT, os.environ.get("PYTHONPATH")]))

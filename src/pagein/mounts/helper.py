@@ -4,6 +4,8 @@ It reads one JSON job on stdin and answers with one JSON line on stdout:
 
     {"op": "mount", "primary": PATH, "devices": [PATH, ...], "target": DIR,
      "options": [TEXT, ...], "loop": "auto" | "always" | "never"}
+    {"op": "mount-fscache", "fsid": KEY, "devices": [KEY, ...], "domain": KEY, "target": DIR,
+     "label": TEXT}
     {"op": "umount", "target": DIR, "lazy": false}
 
     {"ok": true, "loop": [DEVICE, ...]}
@@ -175,6 +177,15 @@ def mount(job: dict[str, Any]) -> list[str]:
     return []
 
 
+def mount_fscache(job: dict[str, Any]) -> list[str]:
+    """Mount through the kernel's own fscache (`mounts.kernel`); OSError says why not."""
+    from pagein.mounts import kernel
+
+    _check_target(job["target"])
+    kernel.mount(job)
+    return []
+
+
 def _explain(error: OSError, primary: str) -> OSError:
     texts = {
         errno.ENOTBLK: 'this kernel does not mount EROFS from a file, and loop is "never"',
@@ -209,7 +220,7 @@ def umount(job: dict[str, Any]) -> list[str]:
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Do one job and return its answer."""
     try:
-        operation = {"mount": mount, "umount": umount}[job["op"]]
+        operation = {"mount": mount, "mount-fscache": mount_fscache, "umount": umount}[job["op"]]
         return {"ok": True, "loop": operation(job)}
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
@@ -227,7 +238,7 @@ def main() -> None:
     try:
         os.write(sys.stdout.fileno(), json.dumps(answer).encode() + b"\n")
     except BrokenPipeError:
-        if job["op"] == "mount" and answer["ok"]:
+        if job["op"] != "umount" and answer["ok"]:
             syscalls.umount(os.path.realpath(job["target"]), syscalls.UMOUNT_NOFOLLOW)
         sys.exit(1)
 

@@ -1,0 +1,112 @@
+"""A daemon of pagein on the kernel's own device, driven by its command line."""
+
+import contextlib
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.harness import DEADLINE, Pagein, wait_for
+
+from pagein.control import ControlError, ask
+
+DEVICE = Path("/dev/cachefiles")
+INJECTION = Path("/proc/sys/cachefiles/error_injection")
+
+
+def device_is_free() -> bool:
+    """Whether nobody holds the device, or anything that came from it."""
+    try:
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as problem:
+        assert problem.errno == errno.EBUSY
+        return False
+    return True
+
+
+class Served(Pagein):
+    """`pagein daemon --device /dev/cachefiles`, and mounts that the kernel asks it for."""
+
+    daemon: subprocess.Popen[bytes] | None = None
+
+    def start(self, *options: str) -> None:
+        """Run the daemon until it answers."""
+        self.state.mkdir(exist_ok=True)
+        argv = self.argv("daemon", "--device", DEVICE, *options)
+        with (self.state / "log").open("ab") as log:
+            self.daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        wait_for(self.answers, patience=DEADLINE)
+
+    def answers(self) -> bool:
+        """Whether the daemon does; it must not have ended."""
+        assert self.daemon is not None
+        assert self.daemon.poll() is None, self.log()
+        try:
+            self.ask({"op": "status"})
+        except (ControlError, OSError):
+            return False
+        return True
+
+    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Ask the daemon."""
+        return ask(str(self.state / "daemon.sock"), question, timeout=DEADLINE)
+
+    def fetched(self) -> int:
+        """Bytes fetched for the blobs that are open."""
+        return sum(blob["fetched"] for blob in self.ask({"op": "status"})["blobs"])
+
+    def mount(
+        self, *sources: str, target: Path | None = None, options: tuple[str, ...] = ()
+    ) -> None:
+        """Mount through the kernel."""
+        super().mount(*sources, target=target, options=("--front-end", "kernel", *options))
+
+    def stop(self) -> None:
+        """End the daemon as a service manager does; the device must be free then."""
+        assert self.daemon is not None
+        self.daemon.terminate()
+        assert self.daemon.wait(DEADLINE) == 0, self.log()
+        self.daemon = None
+        wait_for(device_is_free)
+
+    def leftovers(self) -> list[str]:
+        """As for any pagein, but a daemon without privileges cannot remove its socket's name."""
+        return [found for found in super().leftovers() if not found.endswith("/daemon.sock")]
+
+    def close(self) -> None:
+        """Unmount, end the daemon; nothing may be left."""
+        try:
+            super().close()
+        finally:
+            if self.daemon is not None:
+                self.daemon.kill()
+                self.daemon.wait(DEADLINE)
+                self.daemon = None
+            wait_for(device_is_free)
+
+
+@contextlib.contextmanager
+def served_in(directory: Path, **options: Any) -> Iterator[Served]:
+    """A `Served` that is ended; its daemon is not started yet."""
+    mine = Served(directory, **options)
+    try:
+        yield mine
+    finally:
+        mine.close()
+
+
+def reader(tree: Path) -> subprocess.Popen[str]:
+    """A process that reads every file of `tree` and prints checksums as `digest  name`."""
+    command = "find . -type f -print0 | sort -z | xargs -0 -r sha256sum --"
+    argv = ["bash", "-o", "pipefail", "-c", command]
+    return subprocess.Popen(argv, cwd=tree, stdout=subprocess.PIPE, text=True)
+
+
+def checksums(process: subprocess.Popen[str]) -> dict[str, str]:
+    """What a `reader` found; it must have read everything."""
+    said, _ = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, said
+    lines = (line.split("  ", 1) for line in said.splitlines())
+    return {name: digest for digest, name in lines}

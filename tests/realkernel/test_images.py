@@ -1,0 +1,62 @@
+"""EROFS images that the kernel reads through our daemon: every byte, cold, warm and from memory."""
+
+from pathlib import Path
+
+import pytest
+from tests.e2e.harness import Image, drop_caches, serve, sums
+from tests.realkernel.rig import Served, checksums, reader
+
+from pagein.testing.webserver import WebServer
+
+pytestmark = pytest.mark.realkernel
+
+
+def sources_of(kind: str, image: Image, packed: Path) -> list[Path]:
+    return {"plain": [image.single], "lz4": [packed], "devices": [image.meta, image.blob]}[kind]
+
+
+@pytest.mark.parametrize("over", ["file", "http"])
+@pytest.mark.parametrize("kind", ["plain", "lz4", "devices"])
+def test_an_image_is_read_right_and_fetched_once(
+    kind: str, over: str, image: Image, packed: Path, served: Served, server: WebServer
+) -> None:
+    files = sources_of(kind, image, packed)
+    urls = serve(server, **{f"{number}": path for number, path in enumerate(files)})
+    sources = urls if over == "http" else [str(path) for path in files]
+    right = sums(image.tree)
+
+    served.mount(*sources)
+    assert sums(served.target) == right
+    drop_caches()
+    assert sums(served.target) == right
+    assert 0 < served.fetched() <= sum(path.stat().st_size for path in files) + 4096
+    served.umount()
+
+    served.mount(*sources)
+    assert sums(served.target) == right
+    assert served.fetched() == 0
+    served.umount()
+    served.stop()
+    assert served.assert_cached_right(*files) > 0
+
+
+def test_three_mounts_of_a_domain_share_a_blob_under_six_readers(
+    image: Image, packed: Path, served: Served, server: WebServer
+) -> None:
+    names = {"meta": image.meta, "blob": image.blob, "single": image.single, "packed": packed}
+    meta, blob, single, pack = serve(server, **names)
+    targets = [served.dir(name) for name in ("a", "b", "c")]
+    served.mount(meta, blob, target=targets[0])
+    served.mount(single, target=targets[1])
+    served.mount(pack, target=targets[2])
+    right = sums(image.tree)
+
+    for _ in range(2):
+        readers = [reader(target) for target in targets * 2]
+        drop_caches()
+        assert [checksums(each) for each in readers] == [right] * 6
+        drop_caches()
+    for target in targets:
+        served.umount(target)
+    served.stop()
+    served.assert_cached_right(*names.values())
