@@ -4,13 +4,14 @@ import contextlib
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tests.e2e.harness import DEADLINE, Pagein, wait_for
 
-from pagein.control import ControlError, ask
+from pagein.control import ControlError, ask, listen
 
 DEVICE = Path("/dev/cachefiles")
 INJECTION = Path("/proc/sys/cachefiles/error_injection")
@@ -85,6 +86,62 @@ class Served(Pagein):
                 self.daemon.wait(DEADLINE)
                 self.daemon = None
             wait_for(device_is_free)
+
+
+class Held(Served):
+    """The same with the device and the control socket held here, so that daemons may be killed."""
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        """Open the device."""
+        super().__init__(directory, **options)
+        self.state.mkdir(exist_ok=True)
+        self._stack = contextlib.ExitStack()
+        self._control = self._stack.enter_context(listen(str(self.state / "daemon.sock")))
+        self.fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        self._stack.callback(os.close, self.fd)
+
+    def start(self, *options: str) -> None:
+        """Run a daemon, the first or the next, until it is ready."""
+        ready, write = os.pipe2(os.O_CLOEXEC)
+        argv = [sys.executable, "-P", "-m", "pagein.daemon", "--device", str(DEVICE)]
+        argv += ["--device-fd", str(self.fd), "--dir-fd", "-1", "--cache", str(self.cache)]
+        argv += ["--control-fd", str(self._control.fileno()), "--ready-fd", str(write)]
+        argv += ["--timeout", "30", "--user", "nobody", *options]
+        with (self.state / "log").open("ab") as log:
+            self.daemon = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[self.fd, self._control.fileno(), write],
+            )
+        os.close(write)
+        with os.fdopen(ready, "rb") as pipe:
+            assert pipe.read(1) == b"r", self.log()
+
+    def kill(self) -> None:
+        """End the daemon as nothing can prepare for; its fds are closed then."""
+        assert self.daemon is not None
+        assert self.daemon.poll() is None, self.log()
+        self.daemon.kill()
+        self.daemon.wait(DEADLINE)
+        self.daemon = None
+
+    def stop(self) -> None:
+        """End the daemon and let go of the device."""
+        assert self.daemon is not None
+        self.daemon.terminate()
+        assert self.daemon.wait(DEADLINE) == 0, self.log()
+        self.daemon = None
+        self._stack.close()
+        wait_for(device_is_free)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        if self.daemon is not None:
+            self.kill()
+        self._stack.close()  # whoever still waits for an answer gets EIO
+        super().close()
 
 
 @contextlib.contextmanager
