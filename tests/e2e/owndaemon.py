@@ -10,6 +10,7 @@ object's anonymous fd; it answers "wrote ERRNO".
 import asyncio
 import contextlib
 import os
+import stat
 import sys
 from pathlib import Path
 
@@ -38,7 +39,7 @@ class File(Origin):
 class Watched(FileDevice):
     """The device, saying aloud what is read from it."""
 
-    def __init__(self, fd: int, dirfd: int) -> None:
+    def __init__(self, fd: int, dirfd: int | None) -> None:
         super().__init__(fd, dirfd)
         self.names: dict[int, str] = {}
         self.ids: dict[str, int] = {}
@@ -86,7 +87,9 @@ async def main() -> None:
         file, _, size = rest.partition(":")
         known[name] = File(Path(file), int(size) if size else Path(file).stat().st_size)
     opened = await asyncio.to_thread(os.open, path, os.O_RDWR | os.O_CLOEXEC)
-    directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = None
+    if not stat.S_ISCHR(os.fstat(opened).st_mode):  # else it is the kernel's
+        directory = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     device = Watched(opened, directory)
     daemon = Daemon(device, lambda volume, cookie: known[cookie.decode()], cache=cache, timeout=5)
     asyncio.get_running_loop().add_signal_handler(15, daemon.stop)

@@ -1,12 +1,16 @@
 """One cache, two kernel halves: what one has filled, the other mounts without asking for a byte."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
-from tests.e2e.harness import Image, Pagein, drop_caches, pagein_in, serve, sums
-from tests.realkernel.rig import Served, served_in
+from tests.e2e.devices import OwnDaemon, daemon_on, device_of
+from tests.e2e.harness import Image, Pagein, drop_caches, pagein_in, serve, sums, wait_for
+from tests.realkernel.rig import DEVICE, Served, device_is_free, served_in
 
+from pagein.cachefiles.namei import object_name
+from pagein.mounts import syscalls
 from pagein.testing.webserver import WebServer
 
 pytestmark = pytest.mark.realkernel
@@ -76,3 +80,58 @@ def test_a_half_filled_cache_is_completed_by_the_other_kernel(
         ours.assert_cached_right(image.single)
     asked = [(start, end) for _, start, end in server.requests if end - start > 1]
     assert sum(end - start for start, end in asked) <= image.single.stat().st_size + 4096
+
+
+KEYS = {"D": "plain.erofs", "E": "a b", "S": "\1\2\3\4", "T": "\2\1"}
+"""One key for each way to write a key as a file name (facts cachefiles-kernel 12)."""
+
+Mount = Callable[[str, Path], None]
+
+
+@contextmanager
+def on_ours(ours: Pagein, image: Path) -> Iterator[tuple[OwnDaemon, Mount]]:
+    """A daemon on our kernel half that says each READ, and how to mount a key."""
+    files = dict.fromkeys(KEYS.values(), image)
+    with device_of(ours) as path, daemon_on(ours, path, **files) as daemon:
+        yield daemon, lambda key, target: ours.mount(f"key:erofs,test/{key}", target=target)
+
+
+@contextmanager
+def on_linux(linux: Pagein, image: Path) -> Iterator[tuple[OwnDaemon, Mount]]:
+    """The same daemon on the kernel's device."""
+
+    def mount(key: str, target: Path) -> None:
+        options = [("fsid", key), ("domain_id", "test")]
+        syscalls.mount_in_steps("none", str(target), "erofs", syscalls.MOUNT_ATTR_RDONLY, options)
+
+    linux.cache.mkdir(exist_ok=True)
+    with daemon_on(linux, str(DEVICE), **dict.fromkeys(KEYS.values(), image)) as daemon:
+        wait_for(lambda: " A pagein\n" in Path("/proc/fs/fscache/caches").read_text())
+        yield daemon, mount
+    wait_for(device_is_free)
+
+
+@pytest.mark.parametrize("first", ["ours", "linux"])
+def test_keys_of_all_kinds_are_found_by_the_other_kernel_without_one_read(
+    first: str, image: Image, kernels: tuple[Pagein, Served]
+) -> None:
+    assert {kind: object_name(key.encode())[:1].decode() for kind, key in KEYS.items()} == {
+        kind: kind for kind in KEYS
+    }
+    halves: list[AbstractContextManager[tuple[OwnDaemon, Mount]]]
+    halves = [on_ours(kernels[0], image.single), on_linux(kernels[1], image.single)]
+    right = sums(image.tree)
+    for number, half in enumerate(halves if first == "ours" else reversed(halves)):
+        with half as (daemon, mount):
+            for kind, key in KEYS.items():
+                target = kernels[0].dir(kind)
+                mount(key, target)
+                assert sums(target) == right
+                drop_caches()
+                assert sums(target) == right
+                syscalls.umount(str(target))
+                daemon.expect(f"CLOSE {key}")
+            reads = [line for line in daemon.seen if line.startswith("READ")]
+            opens = [line for line in daemon.seen if line.startswith("OPEN")]
+            assert opens == [f"OPEN {key}" for key in KEYS.values()]
+            assert bool(reads) == (number == 0), reads
