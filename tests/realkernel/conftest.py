@@ -42,6 +42,17 @@ def packed(image: Image) -> Path:
     return mkfs(image.tree.parent / "packed.erofs", image.tree, "-zlz4")
 
 
+@pytest.fixture(scope="session")
+def other_meta(image: Image) -> Path:
+    """Metadata of another image with the same blob."""
+    path, blob = image.tree.parent / "other.erofs", image.tree.parent / "other.blob"
+    other = "-U00000000-0000-4000-8000-000000000002"
+    mkfs(path, image.tree, "--chunksize=1048576", f"--blobdev={blob}", other)
+    assert blob.read_bytes() == image.blob.read_bytes()
+    assert path.read_bytes() != image.meta.read_bytes()
+    return path
+
+
 @pytest.fixture
 def server() -> Iterator[WebServer]:
     """A web server without files: tests say what it serves."""

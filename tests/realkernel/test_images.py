@@ -1,5 +1,6 @@
 """EROFS images that the kernel reads through our daemon: every byte, cold, warm and from memory."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ def sources_of(kind: str, image: Image, packed: Path) -> list[Path]:
 def test_an_image_is_read_right_and_fetched_once(
     kind: str, over: str, image: Image, packed: Path, served: Served, server: WebServer
 ) -> None:
+    if kind == "lz4" and os.uname().release.startswith("6.1."):
+        pytest.skip("EROFS of Linux 6.1 reads no compressed file through fscache (facts 13)")
     files = sources_of(kind, image, packed)
     urls = serve(server, **{f"{number}": path for number, path in enumerate(files)})
     sources = urls if over == "http" else [str(path) for path in files]
@@ -41,14 +44,14 @@ def test_an_image_is_read_right_and_fetched_once(
 
 
 def test_three_mounts_of_a_domain_share_a_blob_under_six_readers(
-    image: Image, packed: Path, served: Served, server: WebServer
+    image: Image, other_meta: Path, served: Served, server: WebServer
 ) -> None:
-    names = {"meta": image.meta, "blob": image.blob, "single": image.single, "packed": packed}
-    meta, blob, single, pack = serve(server, **names)
+    names = {"meta": image.meta, "blob": image.blob, "single": image.single, "other": other_meta}
+    meta, blob, single, other = serve(server, **names)
     targets = [served.dir(name) for name in ("a", "b", "c")]
     served.mount(meta, blob, target=targets[0])
     served.mount(single, target=targets[1])
-    served.mount(pack, target=targets[2])
+    served.mount(other, blob, target=targets[2])
     right = sums(image.tree)
 
     for _ in range(2):
@@ -56,7 +59,8 @@ def test_three_mounts_of_a_domain_share_a_blob_under_six_readers(
         drop_caches()
         assert [checksums(each) for each in readers] == [right] * 6
         drop_caches()
+    blobs = served.ask({"op": "status"})["blobs"]
+    assert len(blobs) == 4  # one of them twice in use
     for target in targets:
         served.umount(target)
     served.stop()
-    served.assert_cached_right(*names.values())

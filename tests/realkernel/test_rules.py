@@ -165,9 +165,9 @@ def test_what_the_server_refuses_is_an_error_that_is_not_kept(
     served.umount()
 
 
-def test_a_dead_cache_ends_the_daemon(image: Image, packed: Path, served: Served) -> None:
+def test_a_dead_cache_ends_the_daemon(image: Image, served: Served) -> None:
     """Rule 9: nothing but EIO of a command says so."""
-    served.mount(str(packed))  # so that the volume is in use
+    served.mount(str(image.meta), str(image.blob))  # so that the volume is in use
     second = served.dir("second")
     cookie = served.ask({"op": "resolve", "source": str(image.single)})["cookie"]
     INJECTION.write_text("2")  # EIO of everything that changes the cache directory
@@ -185,7 +185,7 @@ def test_a_dead_cache_ends_the_daemon(image: Image, packed: Path, served: Served
     served.umount()
     wait_for(device_is_free)
     served.start()
-    served.mount(str(packed))
+    served.mount(str(image.meta), str(image.blob))
     assert sums(served.target) == sums(image.tree)
     served.umount()
 
