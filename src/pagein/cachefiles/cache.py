@@ -17,7 +17,7 @@ import tempfile
 from pagein.cachefiles import namei, xattr
 from pagein.cachefiles.backing import BackingFile
 from pagein.cachefiles.inflight import InflightTable
-from pagein.cachefiles.inuse import claimed, sole_user
+from pagein.cachefiles.inuse import claimed, open_cache_file, sole_user
 from pagein.cachefiles.presence import probe, round_up
 
 log = logging.getLogger("pagein.cachefiles")
@@ -85,7 +85,15 @@ class Cache:
     def close(self) -> None:
         """Give the directory back. Files stay."""
         self.inflight.close()
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
+    def abandon(self) -> None:
+        """In a forked child: close what the parent has open here."""
+        self.inflight.abandon()
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def path_of(self, relative: bytes) -> bytes:
         """Absolute path of something in the cache."""
@@ -137,7 +145,7 @@ class Cache:
         try:
             if not stat.S_ISREG(os.lstat(path).st_mode):
                 self._to_graveyard(path)
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            return open_cache_file(path)
         except FileNotFoundError:
             return None
 

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pagein.cachefiles.inuse import sole_user
+from pagein.cachefiles.inuse import open_cache_file, sole_user
 from pagein.cachefiles.namei import CACHE_DIR
 from pagein.cachefiles.presence import PAGE_SIZE, round_up
 from pagein.rangeset import RangeSet
@@ -74,8 +74,13 @@ class InflightTable:
         path = os.path.join(directory, FILE_NAME)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if os.fstat(self._fd).st_size < size:
+            found = os.fstat(self._fd)
+            if found.st_size < size:
                 os.ftruncate(self._fd, size)
+            if found.st_blocks * 512 < size:
+                # A store into a hole of a mapped file is SIGBUS when the disk is full; on tmpfs
+                # a load is too.
+                os.posix_fallocate(self._fd, 0, size)
             self._map = mmap.mmap(self._fd, size)
         except BaseException:
             os.close(self._fd)
@@ -105,10 +110,16 @@ class InflightTable:
             self._closed = True
             self._end_if_last()
 
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's lane. A lock may have been copied locked."""
+        self._map.close()  # it has a duplicate of the fd, and so of the lock
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
     def _end_if_last(self) -> None:
         if self._closed and len(self._free) == SLOTS_PER_LANE:
-            self._map.close()
-            os.close(self._fd)
+            self.abandon()
 
     def enter(self, path: bytes, offset: int, length: int) -> int:
         """Enter a write that is about to start; returns its slot.
@@ -216,17 +227,22 @@ def _possible(path: bytes, end: int) -> bool:
 
 def _punch_entry(path: bytes, entry: Entry) -> bool:
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = open_cache_file(path)
+    except BlockingIOError:
+        return False
     except OSError as problem:
         if problem.errno not in _NO_FILE:
             raise
         return True
+    # Whole pages: the write of a tail that is none would leave zeros in the rest of its page.
+    start = entry.offset & -PAGE_SIZE
+    length = round_up(entry.offset + entry.length) - start
     try:
-        if not sole_user(fd):
+        # First the range, then the question who else is there: somebody who opens the file from
+        # now on takes the range for missing, and must not fill it before it is punched.
+        if not ofd_lock(fd, fcntl.F_WRLCK, start, length) or not sole_user(fd):
             return False
-        # Whole pages: the write of a tail that is none would leave zeros in the rest of its page.
-        start = entry.offset & -PAGE_SIZE
-        punch(fd, start, round_up(entry.offset + entry.length) - start)
+        punch(fd, start, length)
         return True
     finally:
         os.close(fd)
