@@ -189,7 +189,7 @@ def test_a_page_half_written_over_is_whole_still(
 class Ext4(Disk):
     """Says that it wrote nothing, and leaves a page of zeros."""
 
-    def __call__(self, fd: int, data: memoryview, offset: int) -> int:
+    def __call__(self, fd: int, data: memoryview | bytes, offset: int) -> int:
         try:
             return super().__call__(fd, data, offset)
         except OSError:
@@ -242,7 +242,9 @@ def test_writes_of_the_same_bytes_go_one_after_the_other(
     running: list[int] = []
     most: list[int] = []
 
-    def slow(fd: int, data: memoryview, offset: int) -> int:
+    def slow(fd: int, data: memoryview | bytes, offset: int) -> int:
+        if isinstance(data, bytes):
+            return real_pwrite(fd, data, offset)
         running.append(offset)
         most.append(len(running))
         time.sleep(0.02)
