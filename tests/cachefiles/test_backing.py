@@ -1,8 +1,10 @@
 """One cache file: what is present, writes cut short, threads that outlive it, range locks."""
 
 import asyncio
+import contextlib
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -140,12 +142,21 @@ def test_a_full_disk(cache: Cache, file: BackingFile, monkeypatch: pytest.Monkey
     assert cache.inflight.slots_free == SLOTS_PER_LANE
 
 
+def test_not_even_a_page(cache: Cache, file: BackingFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "pwrite", Disk(100, 50))
+    with pytest.raises(OSError) as caught:  # whoever heard "0 bytes" would try for ever
+        asyncio.run(soon(file.write(pages(1, 2), 0)))
+    assert caught.value.errno == errno.ENOSPC
+    monkeypatch.undo()
+    assert not file.present
+    assert not found(cache, SIZE)
+
+
 @pytest.mark.parametrize(
     ("parts", "written"),
     [
         ((PAGE,), PAGE),
         ((PAGE, PAGE + 100), 2 * PAGE),
-        ((100, 50), 0),
         ((100, PAGE - 100, 2 * PAGE), 3 * PAGE),
     ],
 )
@@ -159,18 +170,109 @@ def test_a_write_cut_short_leaves_whole_pages(
     monkeypatch.setattr(os, "pwrite", Disk(*parts))
     assert asyncio.run(soon(file.write(pages(1, 2, 3, 4), 0))) == written
     monkeypatch.undo()
-    assert file.present == found(cache, SIZE) == RangeSet([(0, written)] if written else [])
+    assert file.present == found(cache, SIZE) == RangeSet([(0, written)])
     assert cache.inflight.slots_free == SLOTS_PER_LANE
 
 
-def test_a_page_half_written_over_is_not_present_any_more(
+def test_a_page_half_written_over_is_whole_still(
     cache: Cache, file: BackingFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A blob never changes, so half of it are the same bytes. A reader must not meet a hole."""
     asyncio.run(soon(file.write(pages(1, 2, 3), 0)))
     monkeypatch.setattr(os, "pwrite", Disk(PAGE + 10))
-    assert asyncio.run(soon(file.write(pages(4, 5, 6), 0))) == PAGE
+    assert asyncio.run(soon(file.write(pages(1, 2, 3), 0))) == PAGE
     monkeypatch.undo()
-    assert file.present == found(cache, SIZE) == RangeSet([(0, PAGE), (2 * PAGE, 3 * PAGE)])
+    assert file.present == found(cache, SIZE) == RangeSet([(0, 3 * PAGE)])
+    assert content(file, 0, 3 * PAGE) == bytes(pages(1, 2, 3))
+
+
+class Ext4(Disk):
+    """Says that it wrote nothing, and leaves a page of zeros."""
+
+    def __call__(self, fd: int, data: memoryview | bytes, offset: int) -> int:
+        try:
+            return super().__call__(fd, data, offset)
+        except OSError:
+            real_pwrite(fd, bytes(PAGE), offset)
+            raise
+
+
+real_pwrite = os.pwrite
+
+
+@pytest.mark.parametrize("parts", [(), (PAGE,), (2 * PAGE, 2 * PAGE)])
+def test_what_a_failed_write_leaves_is_taken_back(
+    cache: Cache, file: BackingFile, monkeypatch: pytest.MonkeyPatch, parts: tuple[int, ...]
+) -> None:
+    asyncio.run(soon(file.write(pages(7), 6 * PAGE)))
+    monkeypatch.setattr(os, "pwrite", Ext4(*parts))
+    with contextlib.suppress(OSError):
+        asyncio.run(soon(file.write(pages(1, 2, 3, 4, 5, 6, 7), 0)))
+    monkeypatch.undo()
+    wanted = RangeSet([(0, sum(parts)), (6 * PAGE, 7 * PAGE)])
+    assert file.present == found(cache, SIZE) == wanted
+    assert content(file, 6 * PAGE, PAGE) == bytes(pages(7))
+    assert cache.inflight.slots_free == SLOTS_PER_LANE
+
+
+def test_what_cannot_be_taken_back_is_before_the_next_write(
+    cache: Cache, file: BackingFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", Ext4())
+        patched.setattr(backing, "punch", broken)
+        for _ in range(2 * SLOTS_PER_LANE):
+            with pytest.raises(OSError) as caught:
+                asyncio.run(soon(file.write(pages(1), 0)))
+            assert caught.value.errno == errno.EIO
+        assert not found(cache, SIZE)
+        assert cache.inflight.slots_free == SLOTS_PER_LANE - 1
+    asyncio.run(soon(file.write(pages(2), PAGE)))
+    assert file.present == found(cache, SIZE) == RangeSet([(PAGE, 2 * PAGE)])
+    assert cache.inflight.slots_free == SLOTS_PER_LANE
+
+
+def test_writes_of_the_same_bytes_go_one_after_the_other(
+    cache: Cache, file: BackingFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one that fails would take back what another has just written."""
+    running: list[int] = []
+    most: list[int] = []
+
+    def slow(fd: int, data: memoryview | bytes, offset: int) -> int:
+        if isinstance(data, bytes):
+            return real_pwrite(fd, data, offset)
+        running.append(offset)
+        most.append(len(running))
+        time.sleep(0.02)
+        running.remove(offset)
+        return real_pwrite(fd, data, offset)
+
+    async def main() -> None:
+        await asyncio.gather(
+            *(file.write(pages(n, n + 1), n * PAGE) for n in range(5)), return_exceptions=True
+        )
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    asyncio.run(soon(main()))
+    assert max(most) <= 3  # 0, 2 and 4
+    assert not file._writing
+
+
+def test_a_page_that_is_taken_back_while_a_file_is_opened(
+    cache: Cache, file: BackingFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process's write may fail between two looks at the table: so look twice."""
+    looks: list[RangeSet] = [RangeSet([(0, 2 * PAGE)]), RangeSet([(PAGE, 3 * PAGE)])]
+    monkeypatch.setattr(backing, "whole_pages", lambda *_: looks.pop(0))
+    cache.shared = True
+    opened = cache.look_up(PATH, SIZE)
+    assert opened.present == RangeSet([(PAGE, 2 * PAGE)])
+    opened.close()
+    cache.shared = False
 
 
 def test_half_a_page_that_cannot_be_given_back_stays_in_the_table(

@@ -110,6 +110,14 @@ def test_a_failed_bind_leaves_what_was_set(tmp_path: Path) -> None:
 
 
 def test_closed_while_it_binds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+
+    def slow(directory: bytes, *, shared: bool) -> Cache:
+        assert gate.wait(30)
+        return Cache(directory, shared=shared)
+
+    monkeypatch.setattr("pagein.cachefiles.device.Cache", slow)
+
     async def main() -> None:
         rig = Rig(tmp_path, bind=False)
         async with rig:
@@ -117,6 +125,7 @@ def test_closed_while_it_binds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             binding = rig.start(rig.device.write(b"bind ondemand"))
             await settle()
             rig.device.release()
+            gate.set()
             with pytest.raises(OSError) as caught:
                 await soon(binding)
             assert caught.value.errno == errno.EIO

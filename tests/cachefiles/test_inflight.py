@@ -119,6 +119,33 @@ def test_of_a_file_that_somebody_has_open_they_stay(tmp_path: Path, blob: Path) 
         assert drop(table, tmp_path) == [(0, PAGE)]
 
 
+def test_nobody_fills_a_range_before_it_is_punched(
+    tmp_path: Path, blob: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who opens the file once it was found unused takes the range for missing and fills it."""
+    with writer(tmp_path, f"{PAGE}+{PAGE}") as kill:
+        kill()
+    locked: list[bool] = []
+
+    def opened_meanwhile(fd: int, offset: int, length: int) -> None:
+        with open(blob, "r+b") as other:
+            locked.append(ofd_lock(other.fileno(), fcntl.F_WRLCK, offset, length))
+        punch(fd, offset, length)
+
+    monkeypatch.setattr(inflight, "punch", opened_meanwhile)
+    with table_of(tmp_path) as table:
+        assert drop(table, tmp_path) == [(PAGE, PAGE)]
+    assert locked == [False]
+
+
+def test_of_a_range_that_somebody_fills_they_stay(tmp_path: Path, blob: Path) -> None:
+    with writer(tmp_path, f"{PAGE}+{PAGE}") as kill:
+        kill()
+    with open(blob, "r+b") as other, table_of(tmp_path) as table:
+        assert ofd_lock(other.fileno(), fcntl.F_WRLCK, 0, 4 * PAGE)
+        assert drop(table, tmp_path) == []
+
+
 def test_of_a_file_that_is_gone_they_are_struck_out(tmp_path: Path) -> None:
     with writer(tmp_path, f"0+{PAGE}") as kill:
         kill()
@@ -244,6 +271,32 @@ def test_threads_share_the_slots(tmp_path: Path) -> None:
         assert table.slots_free == SLOTS_PER_LANE
 
 
+FORK = """
+import os, sys
+from pagein.cachefiles.cache import Cache
+cache = Cache(os.fsencode(sys.argv[1]), shared=True)
+file = cache.look_up(b"cache/Iv/@00/Dblob", 4096)
+held = [os.readlink(f"/proc/self/fd/{fd}") for fd in (file.fd, cache._fd, cache.inflight._fd)]
+if not os.fork():
+    file.abandon()
+    cache.abandon()
+    left = []
+    for fd in range(3, 100):
+        try:
+            left.append(os.readlink(f"/proc/self/fd/{fd}"))
+        except OSError:
+            pass
+    os._exit(any(name in held for name in left))
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_a_forked_child_lets_go_of_everything(tmp_path: Path) -> None:
+    # Else its parent's lane and range locks would outlive the parent.
+    command = [sys.executable, "-c", FORK, str(tmp_path)]
+    assert subprocess.run(command, timeout=60).returncode == 0
+
+
 # ---- a damaged table ----------------------------------------------------------------------------
 
 
@@ -287,6 +340,13 @@ def test_a_table_that_cannot_be_mapped(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="No space left"):
         InflightTable(os.fsencode(tmp_path))
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_every_page_of_the_table_has_its_block(tmp_path: Path) -> None:
+    """A store into a hole of a mapped file is SIGBUS when the disk is full."""
+    with table_of(tmp_path):
+        found = os.stat(tmp_path / os.fsdecode(inflight.FILE_NAME))
+        assert found.st_blocks * 512 >= found.st_size == LANES * SLOTS_PER_LANE * 1024
 
 
 # ---- locks and punching -------------------------------------------------------------------------

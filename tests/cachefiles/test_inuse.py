@@ -1,16 +1,21 @@
 """Who has a cache file open: leases, and kernel EROFS mounted on the file itself."""
 
 import asyncio
+import contextlib
 import errno
+import fcntl
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.cachefiles.filesystems import mounted, run
 
-from pagein.cachefiles.inuse import claimed, no_writer, sole_user
+from pagein.cachefiles.inuse import claimed, no_writer, open_cache_file, sole_user
 from pagein.mounts.erofs import mount_image, umount_image
 
 
@@ -73,6 +78,31 @@ def test_what_cannot_be_known_counts_as_used() -> None:
         os.close(write)
 
 
+ASKER = """
+import errno, fcntl, os, sys
+from pagein.cachefiles import inuse
+real = fcntl.fcntl
+def meanwhile(fd, command, argument):
+    answer = real(fd, command, argument)
+    if (command, argument) == (fcntl.F_SETLEASE, fcntl.F_WRLCK):
+        try:
+            os.open(sys.argv[1], os.O_RDONLY | os.O_NONBLOCK)
+        except BlockingIOError:
+            print("refused", flush=True)
+    return answer
+fcntl.fcntl = meanwhile
+fd = os.open(sys.argv[1], os.O_RDWR)
+print(inuse.sole_user(fd))
+"""
+
+
+def test_who_opens_the_file_while_it_is_asked_for_kills_nobody(path: bytes) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ASKER, path], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "refused\nTrue\n"), done.stderr
+
+
 def test_other_errors_are_told() -> None:
     with pytest.raises(OSError) as caught:
         sole_user(1 << 20)
@@ -113,3 +143,55 @@ def test_a_direct_mount_is_a_user(tmp_path: Path, fstype: str) -> None:
             asyncio.run(umount_image(str(target), timeout=30))
         with claimed(os.fsencode(image)):
             pass
+
+
+# ---- two who ask at once ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lease(fd: int) -> Iterator[int]:
+    """A lease that is held, as for the moment of asking."""
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    yield fd
+    with contextlib.suppress(BlockingIOError):  # the test has given it up
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+
+def test_an_open_waits_for_who_is_just_asking(
+    path: bytes, lease: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited = []
+
+    def sleep(_: float) -> None:
+        waited.append(1)
+        if len(waited) == 3:
+            fcntl.fcntl(lease, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+
+    monkeypatch.setattr("pagein.cachefiles.inuse.time.sleep", sleep)
+    os.close(open_cache_file(path))
+    assert len(waited) == 3
+
+
+def test_but_not_for_ever(path: bytes, lease: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pagein.cachefiles.inuse._LEASE_HELD", 0.01)
+    with pytest.raises(BlockingIOError):
+        open_cache_file(path)
+
+
+ASK = """
+import os, sys
+from pagein.cachefiles.inuse import open_cache_file, sole_user
+for _ in range(2000):
+    fd = open_cache_file(os.fsencode(sys.argv[1]))
+    sole_user(fd)
+    os.close(fd)
+"""
+
+
+def test_processes_that_ask_at_once_do_not_kill_each_other(path: bytes) -> None:
+    # Whose lease is broken gets a signal, which by default would be the end of it.
+    command = [sys.executable, "-c", ASK, os.fsdecode(path)]
+    askers = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
+    endings = [asker.communicate(timeout=60)[1] for asker in askers]
+    assert [asker.returncode for asker in askers] == [0] * 3, endings

@@ -37,6 +37,8 @@ class Gate:
         self.let = threading.Semaphore(0)
 
     def __call__(self, *arguments: Any) -> int:
+        if isinstance(arguments[1], bytes):  # an entry of the table of writes under way
+            return self.real(*arguments)
         self.entered.release()
         assert self.let.acquire(timeout=30)
         return self.real(*arguments)

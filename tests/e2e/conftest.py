@@ -32,7 +32,8 @@ def _fill(tree: Path, sizes: dict[str, int], seed: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         data = source.randbytes(size)
         if name.endswith(".txt"):
-            data = (data[:500].hex().encode() * (size // 1000 + 1))[:size]  # compresses well, also in 4 KiB
+            # Compresses well, also in pieces of 4 KiB.
+            data = (data[:500].hex().encode() * (size // 1000 + 1))[:size]
         path.write_bytes(data)
 
 

@@ -18,6 +18,8 @@ from pagein.testing.webserver import WebServer
 COMMAND = (sys.executable, "-P", "-m", "pagein.cli.main")
 DEADLINE = 60.0
 """Seconds after which a command of a test is hanging."""
+REMEMBERED = 0.6
+"""Seconds after which the daemon has forgotten a failure: a little more than its own."""
 _PATIENCE = 20.0
 
 

@@ -268,3 +268,26 @@ def test_a_mount_that_fails_leaves_the_others_alone(
     assert read_errno(pagein.target / "large/1") != errno.EIO
     pagein.umount()
     assert pagein.leftovers() == []
+
+
+@pytest.mark.root
+def test_a_mount_that_another_namespace_has_goes_on_there(
+    small: Image, server: WebServer, pagein: Pagein
+) -> None:
+    (url,) = serve(server, single=small.single)
+    pagein.mount(url)
+    # As a container, or a service with mounts of its own, begun while it was mounted.
+    command = ["unshare", "--mount", "--propagation", "private", "cat"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as other:
+        assert other.stdin is not None and other.stdout is not None
+        other.stdin.write(b"x")
+        other.stdin.flush()
+        assert other.stdout.read(1) == b"x"
+        pagein.umount()
+        assert pagein.processes()
+        inside = Path(f"/proc/{other.pid}/root{pagein.target}")
+        assert (inside / "large/0").read_bytes() == (small.tree / "large/0").read_bytes()
+        other.stdin.close()
+        assert other.wait(timeout=DEADLINE) == 0
+    wait_for(lambda: not pagein.leftovers())

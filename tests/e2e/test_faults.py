@@ -7,15 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.harness import Image, Pagein, mkfs, pagein_in, read_errno, serve, sums
+from tests.e2e.harness import REMEMBERED, Image, Pagein, mkfs, pagein_in, read_errno, serve, sums
 
 from pagein.testing.webserver import Fault, WebServer, serve_in_thread
 
 pytestmark = pytest.mark.root
 
 MIB = 1 << 20
-REMEMBERED = 0.6
-"""Seconds after which a failure is forgotten: a little more than the daemon's."""
 
 # What the server does, and words of the log line that say so.
 FAULTS = {

@@ -115,8 +115,8 @@ def test_never_zeros_and_never_a_part(half: Served, readers: list[Process], fill
 
 def test_past_the_end_is_eio_and_not_short(half: Served) -> None:
     path, fd = export(half, "blob", SIZE)
-    with pages(1, 2, 3, 4) as data:
-        os.pwrite(fd, data, 0)
+    with pages(1, 2, 3, 4, 5, 6) as data:
+        os.pwrite(fd, data, 0)  # more than there is to be had
     with open(path, "rb", buffering=0) as file:
         for offset in (4 * PAGE, 3 * PAGE, 100 * PAGE):
             refused(errno.EIO, partial(os.pread, file.fileno(), 2 * PAGE, offset))

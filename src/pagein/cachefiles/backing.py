@@ -46,6 +46,11 @@ class BackingFile:
         self.path = path
         self._lock = threading.Lock()
         self._threads = 0
+        self._writing: dict[tuple[int, int], asyncio.Event] = {}
+        """Ranges that are being written, and when that is over."""
+        self._taking_back = threading.Lock()
+        self._owed: list[tuple[int, list[tuple[int, int]]]] = []
+        """Slots of failed writes, and what has to become a hole again before they are free."""
         self.fd = fd
         self.length = round_up(object_size)
         self.written = 0
@@ -67,6 +72,15 @@ class BackingFile:
             fd, self.fd = self.fd, -1
             last = not self._threads
         if last and fd >= 0:
+            os.close(fd)
+
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's file, and with it of its range locks.
+
+        Takes no lock: a fork may have copied it locked, and no thread is left to use the file.
+        """
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
             os.close(fd)
 
     @contextmanager
@@ -104,11 +118,20 @@ class BackingFile:
         # Before the holes are read, for who drops an entry of the dead meanwhile; and after, for
         # a write that began in between.
         unsure = [*self.cache.inflight.of_path(self.path)]
-        with self._in_use() as fd:
-            found = whole_pages(fd, start, end)
-        for first, last in [*unsure, *self.cache.inflight.of_path(self.path)]:
+        found = self._data(start, end)
+        unsure += self.cache.inflight.of_path(self.path)
+        if self.cache.shared:
+            # Another process's write may have begun, failed and been taken back in between.
+            again = self._data(start, end)
+            found = RangeSet(part for each in again for part in found.intersection(*each))
+            unsure += self.cache.inflight.of_path(self.path)
+        for first, last in unsure:
             found.discard(first & -PAGE_SIZE, round_up(last))
         return found
+
+    def _data(self, start: int, end: int) -> RangeSet:
+        with self._in_use() as fd:
+            return whole_pages(fd, start, end)
 
     def read_now(self, buffers: Sequence[ReadBuffer], offset: int) -> int:
         """preadv that never waits for the disk: bytes read, or -1 when it would have to."""
@@ -169,35 +192,63 @@ class BackingFile:
         if self.read_only:
             raise OSError(errno.EBUSY, "cache file is in use", os.fsdecode(self.path))
         loop = asyncio.get_running_loop()
-        async with self.cache.write_slots:
-            writing = loop.run_in_executor(None, self._write, data, offset)
+        end = round_up(offset + len(data))
+        async with self._alone(offset, end), self.cache.write_slots:
+            absent = list(self.present.gaps(offset, end))
+            writing = loop.run_in_executor(None, self._write, data, offset, absent)
             written = await _to_its_end(writing)
-        self.written += written
-        if written == len(data):
             # What is no page multiple reaches the object's end: the rest of the page is zeros.
             self.present.add(offset, round_up(offset + written))
-            return written
-        self.present.add(offset, offset + written)
-        self.present.discard(offset + written, offset + written + PAGE_SIZE)
+        self.written += written
         return written
 
-    def _write(self, data: memoryview, offset: int) -> int:
+    @asynccontextmanager
+    async def _alone(self, start: int, end: int) -> AsyncIterator[None]:
+        """Write [start, end) while nobody else writes any of it.
+
+        What a failed write takes back could be what another has just written.
+        """
+        while True:
+            others = [e for (low, high), e in self._writing.items() if low < end and start < high]
+            if not others:
+                break
+            await others[0].wait()
+        over = self._writing[start, end] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._writing[start, end]
+            over.set()
+
+    def _write(self, data: memoryview, offset: int, absent: list[tuple[int, int]]) -> int:
         with self._in_use() as fd:
+            self._take_back_owed(fd)
             slot = self.cache.inflight.enter(self.path, offset, len(data))
-            try:
-                written = _write_all(fd, data, offset)
-            except BaseException:
-                # Nothing could be written: what the range held before is still whole.
+            written, problem = _write_all(fd, data, offset)
+            if problem is not None:
+                # Whole pages only, and of the rest nothing may be left: on a full disk ext4 has
+                # blocks of zeros, which would pass for data, where it says it wrote nothing.
+                written -= written % PAGE_SIZE
+                rest = [(max(low, offset + written), high) for low, high in absent]
+                with self._taking_back:
+                    self._owed.append((slot, [(low, high) for low, high in rest if low < high]))
+                self._take_back_owed(fd)
+            else:
                 self.cache.inflight.strike(slot)
-                raise
-            tail = written % PAGE_SIZE
-            if tail and written < len(data):
-                # Cut inside a page: give the half page back before it can pass for data. Should
-                # that fail, the entry stays and says so.
-                written -= tail
-                punch(fd, offset + written, PAGE_SIZE)
-            self.cache.inflight.strike(slot)
+        if problem is not None and not written:
+            raise problem
         return written
+
+    def _take_back_owed(self, fd: int) -> None:
+        """Punch what failed writes may have left; until that is done their entries stay."""
+        # Locked until the holes are there: who writes these ranges next comes through here first.
+        with self._taking_back:
+            while self._owed:
+                slot, ranges = self._owed[-1]
+                for low, high in ranges:
+                    punch(fd, low, high - low)
+                self.cache.inflight.strike(slot)
+                self._owed.pop()
 
     @asynccontextmanager
     async def claim(
@@ -250,13 +301,12 @@ async def _to_its_end(writing: asyncio.Future[int]) -> int:
         raise
 
 
-def _write_all(fd: int, data: memoryview, offset: int) -> int:
+def _write_all(fd: int, data: memoryview, offset: int) -> tuple[int, BaseException | None]:
+    """How many bytes could be written, and what stopped it."""
     done = 0
-    while done < len(data):
-        try:
+    try:
+        while done < len(data):
             done += os.pwrite(fd, data[done:], offset + done)
-        except OSError:
-            if done:
-                return done
-            raise
-    return done
+    except BaseException as problem:
+        return done, problem
+    return done, None

@@ -14,10 +14,10 @@ import os
 import stat
 import tempfile
 
-from pagein.cachefiles import namei, xattr
+from pagein.cachefiles import inflight, namei, xattr
 from pagein.cachefiles.backing import BackingFile
 from pagein.cachefiles.inflight import InflightTable
-from pagein.cachefiles.inuse import claimed, sole_user
+from pagein.cachefiles.inuse import claimed, open_cache_file, sole_user
 from pagein.cachefiles.presence import probe, round_up
 
 log = logging.getLogger("pagein.cachefiles")
@@ -37,7 +37,7 @@ class Cache:
         self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._lock()
-            probe(directory)
+            self._probe()
             for name in (namei.CACHE_DIR, namei.GRAVEYARD_DIR):
                 self._mkdir(name)
             self.inflight = InflightTable(self.directory)
@@ -51,6 +51,17 @@ class Cache:
         except BaseException:
             self.close()
             raise
+
+    def _probe(self) -> None:
+        try:
+            probe(self.directory)
+        except OSError as problem:
+            # What a full disk has is still there to be read. Its file system told holes exactly
+            # when the directory was bound before, and will be asked again at the next bind.
+            full = problem.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not full or not os.path.exists(self.path_of(inflight.FILE_NAME)):
+                raise
+            log.warning("%s: %s: only what is in it can be read", self._name(), problem.strerror)
 
     def _drop_dead(self) -> None:
         for entry in self.inflight.drop_dead(self.directory):
@@ -85,7 +96,15 @@ class Cache:
     def close(self) -> None:
         """Give the directory back. Files stay."""
         self.inflight.close()
-        os.close(self._fd)
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
+    def abandon(self) -> None:
+        """In a forked child: close what the parent has open here."""
+        self.inflight.abandon()
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def path_of(self, relative: bytes) -> bytes:
         """Absolute path of something in the cache."""
@@ -137,7 +156,7 @@ class Cache:
         try:
             if not stat.S_ISREG(os.lstat(path).st_mode):
                 self._to_graveyard(path)
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            return open_cache_file(path)
         except FileNotFoundError:
             return None
 

@@ -58,6 +58,14 @@ class Session:
             self.cache.close()
             self.cache = None
 
+    def abandon(self) -> None:
+        """In a forked child: close the parent's files, whatever its threads were doing."""
+        for obj in self.files:
+            if obj.file is not None:
+                obj.file.abandon()
+        if self.cache is not None:
+            self.cache.abandon()
+
 
 class CachefilesDevice:
     """The device node: at most one open at a time, and its operations."""

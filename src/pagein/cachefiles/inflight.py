@@ -2,8 +2,8 @@
 
 A write to a cache file is entered here before the first byte moves and struck out when it has
 returned. Who is killed in between leaves its entry behind, and whoever comes next knows which
-pages may be half written, whatever the file system says about holes. The table is one mapped
-file of fixed slots: entering is a memory copy, and the page cache keeps it when a process dies.
+pages may be half written, whatever the file system says about holes. The table is one file of
+fixed slots, read through a mapping; the page cache keeps what was entered when a process dies.
 
 Slots come in lanes. A process owns a lane by an open-file-description lock, so that several
 processes (the library) share one table; a kernel half owns the cache alone and needs just one.
@@ -11,6 +11,7 @@ processes (the library) share one table; a kernel half owns the cache alone and 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -21,7 +22,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pagein.cachefiles.inuse import sole_user
+from pagein.cachefiles.inuse import open_cache_file, sole_user
 from pagein.cachefiles.namei import CACHE_DIR
 from pagein.cachefiles.presence import PAGE_SIZE, round_up
 from pagein.rangeset import RangeSet
@@ -39,6 +40,8 @@ F_OFD_SETLK = 37
 _FALLOC_FL_KEEP_SIZE, _FALLOC_FL_PUNCH_HOLE = 1, 2
 _NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP})
 """There is no cache file of that name (any more)."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""A full disk does not let an entry be dropped: it stays until there is room."""
 
 
 def ofd_lock(fd: int, kind: int, start: int, length: int) -> bool:
@@ -74,9 +77,14 @@ class InflightTable:
         path = os.path.join(directory, FILE_NAME)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if os.fstat(self._fd).st_size < size:
+            found = os.fstat(self._fd)
+            if found.st_size < size:
                 os.ftruncate(self._fd, size)
-            self._map = mmap.mmap(self._fd, size)
+            if found.st_blocks * 512 < size:
+                # Where the disk is full a load from a hole of a mapped file is SIGBUS on tmpfs. A
+                # store is on others, on btrfs always: so it is written by pwrite.
+                os.posix_fallocate(self._fd, 0, size)
+            self._map = mmap.mmap(self._fd, size, prot=mmap.PROT_READ)
         except BaseException:
             os.close(self._fd)
             raise
@@ -88,6 +96,8 @@ class InflightTable:
             raise
         first = self._lane * SLOTS_PER_LANE
         self._free = list(range(first, first + SLOTS_PER_LANE))
+        self._unstruck: list[int] = []
+        """Slots of writes that have returned, which a full disk did not let us strike out."""
         self._lock = threading.Lock()
         self._closed = False
 
@@ -105,28 +115,36 @@ class InflightTable:
             self._closed = True
             self._end_if_last()
 
+    def abandon(self) -> None:
+        """In a forked child: let go of the parent's lane. A lock may have been copied locked."""
+        self._map.close()  # it has a duplicate of the fd, and so of the lock
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
     def _end_if_last(self) -> None:
-        if self._closed and len(self._free) == SLOTS_PER_LANE:
-            self._map.close()
-            os.close(self._fd)
+        if self._closed and len(self._free) + len(self._unstruck) == SLOTS_PER_LANE:
+            self.abandon()
 
     def enter(self, path: bytes, offset: int, length: int) -> int:
         """Enter a write that is about to start; returns its slot.
 
-        Raises OSError: EBUSY when full, ENOBUFS after `close`, ENAMETOOLONG.
+        Raises OSError: EBUSY when full, ENOBUFS after `close`, ENAMETOOLONG, ENOSPC.
         """
         if len(path) > _MAX_PATH:
             raise OSError(errno.ENAMETOOLONG, "path too long for the table of writes under way")
         with self._lock:
             self._check_open()
+            self._strike_late()
             if not self._free:
                 raise OSError(errno.EBUSY, "more writes under way than the table has slots")
             slot = self._free.pop()
-        at = slot * _SLOT_SIZE
-        self._map[at + _SLOT.size : at + _SLOT.size + len(path)] = path
-        # The length of the path comes last: a slot counts once that is not 0.
-        self._map[at : at + 16] = struct.pack("<QQ", offset, length)
-        self._map[at + 16 : at + 18] = struct.pack("<H", len(path))
+        try:
+            # Within one page, so whole or not at all for whoever looks after we were killed.
+            os.pwrite(self._fd, _SLOT.pack(offset, length, len(path)) + path, slot * _SLOT_SIZE)
+        except OSError:
+            self.strike(slot)
+            raise
         return slot
 
     @property
@@ -137,17 +155,22 @@ class InflightTable:
     def strike(self, slot: int) -> None:
         """Strike out a write that has returned."""
         with self._lock:
-            self._clear(slot)
-            self._free.append(slot)
+            self._unstruck.append(slot)
+            with contextlib.suppress(OSError):  # then the entry stays, which is safe
+                self._strike_late()
             self._end_if_last()
+
+    def _strike_late(self) -> None:
+        while self._unstruck:
+            self._clear(self._unstruck[-1])
+            self._free.append(self._unstruck.pop())
 
     def _check_open(self) -> None:
         if self._closed:
             raise OSError(errno.ENOBUFS, "the cache directory was given back")
 
     def _clear(self, slot: int) -> None:
-        at = slot * _SLOT_SIZE
-        self._map[at + 16 : at + 18] = b"\0\0"
+        os.pwrite(self._fd, b"\0\0", slot * _SLOT_SIZE + 16)
 
     def _read(self, slot: int) -> Entry | None:
         at = slot * _SLOT_SIZE
@@ -185,7 +208,8 @@ class InflightTable:
             ours = entry.slot // SLOTS_PER_LANE == self._lane
             inside = start <= entry.offset and entry.offset + entry.length <= end
             if entry.path == path and inside and not ours:
-                self._clear(entry.slot)
+                with contextlib.suppress(OSError):  # a full disk
+                    self._clear(entry.slot)
 
     def drop_dead(self, directory: bytes) -> list[Entry]:
         """Punch what dead processes left half written; returns the entries dropped. Blocks.
@@ -201,9 +225,13 @@ class InflightTable:
             if not ofd_lock(self._fd, fcntl.F_WRLCK, lane * _LANE_SIZE, _LANE_SIZE):
                 continue
             for entry in self._lane_entries(lane):
-                if _punch_entry(os.path.join(directory, entry.path), entry):
-                    self._clear(entry.slot)
-                    dropped.append(entry)
+                try:
+                    if _punch_entry(os.path.join(directory, entry.path), entry):
+                        self._clear(entry.slot)
+                        dropped.append(entry)
+                except OSError as problem:
+                    if problem.errno not in _FULL:
+                        raise
             ofd_lock(self._fd, fcntl.F_UNLCK, lane * _LANE_SIZE, _LANE_SIZE)
         return dropped
 
@@ -216,17 +244,22 @@ def _possible(path: bytes, end: int) -> bool:
 
 def _punch_entry(path: bytes, entry: Entry) -> bool:
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = open_cache_file(path)
+    except BlockingIOError:
+        return False
     except OSError as problem:
         if problem.errno not in _NO_FILE:
             raise
         return True
+    # Whole pages: the write of a tail that is none would leave zeros in the rest of its page.
+    start = entry.offset & -PAGE_SIZE
+    length = round_up(entry.offset + entry.length) - start
     try:
-        if not sole_user(fd):
+        # First the range, then the question who else is there: somebody who opens the file from
+        # now on takes the range for missing, and must not fill it before it is punched.
+        if not ofd_lock(fd, fcntl.F_WRLCK, start, length) or not sole_user(fd):
             return False
-        # Whole pages: the write of a tail that is none would leave zeros in the rest of its page.
-        start = entry.offset & -PAGE_SIZE
-        punch(fd, start, round_up(entry.offset + entry.length) - start)
+        punch(fd, start, length)
         return True
     finally:
         os.close(fd)

@@ -11,8 +11,30 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_LEASE_HELD = 2.0
+"""Seconds that an open waits for the lease of somebody who is just asking (microseconds)."""
+
+
+def open_cache_file(path: bytes) -> int:
+    """Open a cache file for reading and writing, never through a link, never waiting for a FIFO.
+
+    Blocks while somebody else asks who has the file open. Raises OSError; BlockingIOError when a
+    lease on it is held for longer than that.
+    """
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    give_up = time.monotonic() + _LEASE_HELD
+    while True:
+        try:
+            return os.open(path, flags)
+        except BlockingIOError:
+            if time.monotonic() > give_up:
+                raise
+        time.sleep(0.0005)
 
 
 def sole_user(fd: int) -> bool:
@@ -29,6 +51,9 @@ def no_writer(fd: int) -> bool:
 
 
 def _lease(fd: int, kind: int) -> bool:
+    # Who opens the file while the lease is held makes the kernel signal us, by default with
+    # SIGIO, which kills a process that does not expect it. SIGURG is ignored by default.
+    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
     try:
         fcntl.fcntl(fd, fcntl.F_SETLEASE, kind)
     except OSError as error:
@@ -45,7 +70,7 @@ def claimed(path: bytes) -> Iterator[int]:
 
     Yields the file descriptor. Raises EBUSY when anybody else has the file open.
     """
-    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    fd = open_cache_file(path)
     try:
         if not sole_user(fd):
             raise OSError(errno.EBUSY, "cache file is in use", os.fsdecode(path))

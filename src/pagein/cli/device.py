@@ -22,14 +22,14 @@ def device(
 ) -> None:
     """Serve the device alone, in the foreground, until stopped.
 
-    For people who write a daemon: it opens the path that this command prints.
+    For people who write a daemon: it opens the path that this command prints once it is there.
     """
     settings = settings_of(ctx, state_dir, cache)
     with one_line_errors():
         check_prerequisites(settings)
         if running(settings):
             fail(f"pagein runs in {settings.state_dir} already; choose another --state-dir")
-        print(settings.path("dev/cachefiles"), flush=True)
         options = ["--no-daemon", "--linger", "inf", "--timeout", str(timeout)]
+        options += ["--announce", settings.path("dev/cachefiles")]
         command = keeper_command(settings, options)
         os.execv(command[0], command)

@@ -32,6 +32,8 @@ class Records:
         """Write an identity down, whole or not at all; returns its key. Blocks."""
         key = identity.key()
         path = self._path(key)
+        if self._is_kept(path, identity):
+            return key
         # A name of its own: the same source may be looked at several times at once.
         fd, temporary = tempfile.mkstemp(".new", f"{key.decode()}.", self._directory)
         try:
@@ -45,6 +47,17 @@ class Records:
                 os.unlink(temporary)
             raise
         return key
+
+    def _is_kept(self, path: str, identity: Identity) -> bool:
+        """Whether that is written down already, which is so now the latest of its source.
+
+        A record that is right needs no room on a disk that may be full.
+        """
+        with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:
+            if Identity.load(file.read()) == identity:
+                os.utime(file.fileno())
+                return True
+        return False
 
     def find(self, key: bytes) -> Identity:
         """The identity of a key. Raises FileNotFoundError for an unknown one. Blocks."""

@@ -25,6 +25,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--daemon-user", default="nobody")
     parser.add_argument("--no-daemon", action="store_true")
     parser.add_argument("--ready-fd", type=int, default=-1)
+    parser.add_argument("--announce", help="what to print when everything is ready")
     return parser.parse_args(argv)
 
 

@@ -16,10 +16,10 @@ START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
 _LONG_LIFE = 2.0
 """Seconds of life after which a death counts as the first again."""
-_PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5)
+_PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Seconds before the first, second ... restart in a row."""
-HOPELESS = 8
-"""Deaths in a row before becoming ready after which the keeper gives up."""
+HOPELESS = 30.0
+"""Seconds of starting in vain after which the keeper gives up: readers wait that long for EIO."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -71,7 +71,7 @@ class Half:
 
     async def watch(self) -> None:
         """Restart it whenever it dies; return when it ends well. Raises GivenUp."""
-        deaths = failures = 0
+        deaths = 0
         while True:
             assert self.process is not None
             born = time.monotonic()
@@ -81,20 +81,24 @@ class Half:
             if not self.replaceable:
                 # What it had read would wait for ever; ending the connections fails it with EIO.
                 raise GivenUp(f"the {self.name} died, and this kernel cannot replace it")
-            deaths = 1 if time.monotonic() - born > _LONG_LIFE else deaths + 1
+            now = time.monotonic()
+            deaths = 1 if now - born > _LONG_LIFE else deaths + 1
             log.warning("the %s died (status %d), restarting it", self.name, status)
-            while True:
-                await asyncio.sleep(_PAUSES[min(deaths, len(_PAUSES)) - 1])
-                try:
-                    await self.start()
-                except GivenUp as problem:
-                    log.warning("%s", problem)
-                    deaths, failures = deaths + 1, failures + 1
-                    if failures >= HOPELESS:
-                        raise
-                else:
-                    failures = 0
-                    break
+            deaths = await self._start_again(deaths, now + HOPELESS)
+
+    async def _start_again(self, deaths: int, give_up: float) -> int:
+        """Start it until it is ready; returns how often it died in a row. Raises GivenUp."""
+        while True:
+            await asyncio.sleep(_PAUSES[min(deaths, len(_PAUSES)) - 1])
+            try:
+                await self.start()
+            except GivenUp as problem:
+                log.warning("%s", problem)
+                if time.monotonic() > give_up:
+                    raise
+                deaths += 1
+            else:
+                return deaths
 
     def terminate(self) -> None:
         """Tell it to end."""

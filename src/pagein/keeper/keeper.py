@@ -66,6 +66,8 @@ class Keeper:
                 tasks.append(loop.create_task(halves[0].watch()))
             tasks.append(loop.create_task(_wait(stopped)))
             say(self.options, "ok")
+            if self.options.announce:
+                print(self.options.announce, flush=True)
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()

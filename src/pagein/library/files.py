@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import io
 import os
 import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from pagein.fscache import Cookie
@@ -18,12 +21,39 @@ TIMEOUT = 30.0
 """Seconds until a read that cannot be fetched fails, by default."""
 _MARGIN = 15.0
 """Seconds past a deadline after which a half that says nothing is given up on."""
+_PIECE = 1 << 20
+"""Bytes of one READ. A larger one could miss its deadline although all goes well, and one
+preadv(2) ends at 2 GiB."""
 
 
 def default_cache() -> str:
-    """The user's cache directory: $XDG_CACHE_HOME/pagein, or ~/.cache/pagein."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    """The user's cache directory: $XDG_CACHE_HOME/pagein, or ~/.cache/pagein.
+
+    Raises OSError (ENOENT) for a user without a home directory.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # the XDG specification: ignore it
+        base = os.path.expanduser("~/.cache")
+    if not os.path.isabs(base):
+        text = "no home directory: set HOME or XDG_CACHE_HOME, or name a cache directory"
+        raise OSError(errno.ENOENT, text)
     return os.path.join(base, "pagein")
+
+
+@dataclass(slots=True)
+class _Use:
+    """The cookie of a blob in one process of a line of forks."""
+
+    generation: int
+    runtime: Runtime
+    cookie: Cookie
+    known: tuple[int, int] = (0, 0)
+    """An extent that is present."""
+
+    def knows(self, offset: int, length: int) -> bool:
+        """Whether a range is present for certain."""
+        first, last = self.known
+        return first <= offset and offset + length <= last
 
 
 class _Blob:
@@ -33,57 +63,70 @@ class _Blob:
         self.cache = cache
         self.timeout = timeout
         self.identity = identity
-        self._lock = threading.Lock()
-        self._generation = -1
-        self._attached: tuple[Runtime, Cookie] | None = None
-        self._known = (0, 0)
-        """An extent that is present."""
+        self._locks: dict[int, threading.Lock] = {}
+        """One for each process of a line of forks: a fork may copy it locked."""
+        self._use: _Use | None = None
+        self._closed = False
 
-    def attach(self) -> tuple[Runtime, Cookie]:
+    def __del__(self) -> None:
+        # For who dropped a file without closing it, or was interrupted before there was one.
+        with contextlib.suppress(Exception):
+            self.detach()
+
+    def _lock(self) -> threading.Lock:
+        return self._locks.setdefault(runtimes.generation(), threading.Lock())
+
+    def attached(self) -> _Use | None:
+        """What `attach` returns, if it would do so at once."""
+        use = self._use
+        return use if use is not None and use.generation == runtimes.generation() else None
+
+    def attach(self) -> _Use:
         """The runtime and cookie of this process. Raises OSError, ValueError once closed."""
-        attached = self._attached
-        if attached is not None and self._generation == runtimes.generation():
-            return attached
-        if self._generation != runtimes.generation():
-            self._lock = threading.Lock()  # a fork may have copied it locked
-        with self._lock:
-            if self._attached is None or self._generation != runtimes.generation():
-                runtime = runtimes.runtime_for(self.cache, self.timeout)
-                try:
-                    cookie = runtime.call(runtime.acquire(self.identity), self.timeout + _MARGIN)
-                except BaseException:
-                    runtime.release(None)
-                    raise
-                self._attached = runtime, cookie
-                self._generation, self._known = runtimes.generation(), (0, 0)
-            return self._attached
+        if (use := self.attached()) is not None:
+            return use
+        with self._lock():
+            if self._closed:
+                raise ValueError("I/O operation on closed file")
+            if (use := self.attached()) is None:
+                use = self._use = self._acquire()
+            return use
+
+    def _acquire(self) -> _Use:
+        runtime = runtimes.runtime_for(self.cache, self.timeout)
+        try:
+            cookie = runtime.call(runtime.acquire(self.identity), self.timeout + _MARGIN)
+        except BaseException:
+            runtime.release(None)
+            raise
+        return _Use(runtimes.generation(), runtime, cookie)
 
     def detach(self) -> None:
-        """Give the cookie back."""
-        attached, self._attached = self._attached, None
-        if attached is None or self._generation != runtimes.generation():
-            return
-        runtime, cookie = attached
-        runtime.release(cookie)
+        """Give the cookie back, once; not to be attached again."""
+        with self._lock():
+            self._closed = True
+            use, self._use = self.attached(), None
+        if use is not None:
+            use.runtime.release(use.cookie)
 
     def fetch(self, offset: int, length: int) -> Cookie:
         """Return once a range is present. Raises OSError (EIO, ETIMEDOUT)."""
-        runtime, cookie = self.attach()
-        first, last = self._known
-        if not (first <= offset and offset + length <= last):
-            work = runtime.make_present(cookie, offset, length)
-            self._known = runtime.call(work, 2 * self.timeout + _MARGIN)
-        return cookie
+        use = self.attach()
+        if not use.knows(offset, length):
+            work = use.runtime.make_present(use.cookie, offset, length)
+            use.known = use.runtime.call(work, 2 * self.timeout + _MARGIN)
+        return use.cookie
 
     async def afetch(self, offset: int, length: int) -> Cookie:
         """`fetch` for a running loop, whichever it is."""
-        runtime, cookie = await asyncio.to_thread(self.attach)
-        first, last = self._known
-        if not (first <= offset and offset + length <= last):
-            work = runtime.submit(runtime.make_present(cookie, offset, length))
+        use = self.attached()
+        if use is None:
+            use = await asyncio.to_thread(self.attach)
+        if not use.knows(offset, length):
+            work = use.runtime.submit(use.runtime.make_present(use.cookie, offset, length))
             async with asyncio.timeout(2 * self.timeout + _MARGIN):
-                self._known = await asyncio.wrap_future(work)
-        return cookie
+                use.known = await asyncio.wrap_future(work)
+        return use.cookie
 
     def read_at(self, cookie: Cookie, buffer: memoryview, offset: int) -> int:
         """Read present bytes. Blocks for the disk at most."""
@@ -91,6 +134,12 @@ class _Blob:
         if got < len(buffer):
             raise OSError(errno.EIO, "the cache file is shorter than its object", self.cache)
         return got
+
+
+def _pieces(view: memoryview, offset: int) -> Iterator[tuple[memoryview, int]]:
+    """`view` in parts, with their offsets: each has a deadline of its own, as a READ has."""
+    for at in range(0, len(view), _PIECE):
+        yield view[at : at + _PIECE], offset + at
 
 
 class BlobFile(io.RawIOBase):
@@ -161,8 +210,10 @@ class BlobFile(io.RawIOBase):
         length = min(len(view), self.size - offset)
         if length <= 0:
             return 0
-        cookie = self._blob.fetch(offset, length)
-        return self._blob.read_at(cookie, view[:length], offset)
+        for piece, at in _pieces(view[:length], offset):
+            cookie = self._blob.fetch(at, len(piece))
+            self._blob.read_at(cookie, piece, at)
+        return length
 
     def _check_open(self) -> None:
         if self.closed:
@@ -232,10 +283,9 @@ class AsyncBlobFile:
         if offset < 0 or length < 0:
             raise OSError(errno.EINVAL, "negative offset or length")
         data = bytearray(max(0, min(length, self.size - offset)))
-        if data:
-            cookie = await self._blob.afetch(offset, len(data))
-            view = memoryview(data)
-            await asyncio.to_thread(self._blob.read_at, cookie, view, offset)
+        for piece, at in _pieces(memoryview(data), offset):
+            cookie = await self._blob.afetch(at, len(piece))
+            await asyncio.to_thread(self._blob.read_at, cookie, piece, at)
         return bytes(data)
 
     async def aclose(self) -> None:

@@ -51,15 +51,26 @@ class Runtime:
         self._stop = asyncio.Event()
         self._releases: set[asyncio.Task[None]] = set()
         self._session: Any = None
+        self.device = CachefilesDevice(shared=True, copen_timeout=timeout)
+        self._directory: tuple[int, int] | None = None
         self._thread = threading.Thread(target=self._run, name="pagein", daemon=True)
+        _process.living.add(self)
         self._thread.start()
         try:
             self._ready.result(_START_TIMEOUT)
         except BaseException:
-            self._thread.join(_CLOSE_TIMEOUT)
+            self.close()
             raise
 
     # ---- called from any thread --------------------------------------------------------------
+
+    def serves(self, directory: tuple[int, int] | None) -> bool:
+        """Whether files can be opened through it, if their cache directory is this one now.
+
+        Not when its thread ended, nor when the directory was removed or replaced: what is open
+        goes on working, but its locks would not meet those of other processes any more.
+        """
+        return self._thread.is_alive() and self._directory == directory
 
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Run a coroutine on the runtime's loop. Raises OSError once that has ended."""
@@ -105,11 +116,11 @@ class Runtime:
                 log.exception("the library's thread ended")
         finally:
             self.loop.close()
+            _process.living.discard(self)
 
     async def _main(self) -> None:
         os.makedirs(self.cache, 0o700, exist_ok=True)
         self._records = Records(os.path.join(self.cache, "origins"))
-        self.device = CachefilesDevice(shared=True, copen_timeout=self.timeout)
         self._fscache = FsCache(
             self.device, timeout=self.timeout + 5, read_timeout=2 * self.timeout + 5
         )
@@ -125,6 +136,7 @@ class Runtime:
             session = self.device.session
             if session is None or session.cache is None:
                 await serving  # which says why there is no cache
+            self._directory = directory_of(self.cache)
             self._ready.set_result(None)
             await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -133,9 +145,18 @@ class Runtime:
             for task in (bound, stop):
                 task.cancel()
             await asyncio.gather(serving, bound, stop, return_exceptions=True)
+            await self._cancel_rest()
             if self._session is not None:
                 await self._session.close()
             await self.loop.shutdown_default_executor()
+
+    async def _cancel_rest(self) -> None:
+        """End what callers still wait for, so that each of them hears of it."""
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        if rest:
+            await asyncio.wait(rest, timeout=_CLOSE_TIMEOUT)
 
     def _session_for(self, source: str) -> Any:
         if self._session is None and is_url(source):
@@ -218,23 +239,47 @@ class _Process:
 
     def __init__(self) -> None:
         self.runtimes: dict[tuple[str, float], Runtime] = {}
+        """Those that serve new files."""
+        self.living: set[Runtime] = set()
+        """Those that have a thread."""
         self.inherited: list[Runtime] = []
         """Runtimes of the parent: never used here, and never finalised either."""
-        self.lock = threading.RLock()
+        self.lock = threading.Lock()
+        """Held for moments only: the runtimes' loops take it too."""
+        self.starting = threading.Lock()
         self.generation = 0
         """Counts the forks between the first process and this one."""
 
     def forked(self) -> None:
         """In a child: forget the parent's runtimes, and let go of their locks."""
-        self.lock = threading.RLock()
+        self.lock, self.starting = threading.Lock(), threading.Lock()
         self.generation += 1
-        for runtime in self.runtimes.values():
+        for runtime in self.living:
             self.inherited.append(runtime)
             session = runtime.device.session
             if session is not None:
                 # Else a range that the parent has locked would stay locked when it dies.
-                session.withdraw()
+                session.abandon()
+        self.living.clear()
         self.runtimes.clear()
+
+    def use(self, key: tuple[str, float]) -> Runtime | None:
+        """A runtime that can serve another file, which then counts as its user."""
+        directory = directory_of(key[0])
+        with self.lock:
+            found = self.runtimes.get(key)
+            if found is None or not found.serves(directory):
+                return None
+            found.users += 1
+            return found
+
+    def start(self, key: tuple[str, float]) -> Runtime:
+        """A new runtime, for its first user."""
+        made = Runtime(*key)
+        with self.lock:
+            made.users = 1
+            self.runtimes[key] = made
+        return made
 
     def end_unused(self, runtime: Runtime) -> None:
         """End a runtime, on its loop, unless somebody has begun to use it again."""
@@ -246,7 +291,7 @@ class _Process:
 
     def end(self) -> None:
         """At exit: close what is open."""
-        for runtime in list(self.runtimes.values()):
+        for runtime in list(self.living):
             runtime.close()
         self.runtimes.clear()
 
@@ -261,15 +306,23 @@ def generation() -> int:
     return _process.generation
 
 
+def directory_of(path: str) -> tuple[int, int] | None:
+    """Which directory a path names now; None when there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def runtime_for(cache: str, timeout: float) -> Runtime:
     """This process's runtime for a cache directory; `release` gives it back.
 
     Raises OSError when the directory cannot be used.
     """
     key = (os.path.abspath(cache), timeout)
-    with _process.lock:
-        found = _process.runtimes.get(key)
-        if found is None:
-            found = _process.runtimes[key] = Runtime(*key)
-        found.users += 1
-        return found
+    found = _process.use(key)
+    if found is None:
+        with _process.starting:
+            found = _process.use(key) or _process.start(key)
+    return found

@@ -1,0 +1,56 @@
+"""A mount whose cache is on a disk that is full: EIO with the reason, nothing wrong, recovery."""
+
+import errno
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from tests.e2e.harness import Image, drop_caches, pagein_in, read_errno, serve, sums, wait_for
+from tests.library.fulldisk import KINDS, full, tiny
+
+from pagein.testing.webserver import WebServer
+
+pytestmark = pytest.mark.root
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_and_then_not(kind: str, small: Image, server: WebServer, public_tmp: Path) -> None:
+    with (
+        tiny(kind, public_tmp / "cache", 26) as cache,
+        pagein_in(public_tmp, cache=cache) as pagein,
+    ):
+        pagein.mount(*serve(server, meta=small.meta, blob=small.blob), options=("--timeout", "5"))
+        large, source = pagein.target / "large", small.tree / "large"
+        assert piece(large / "0") == piece(source / "0")
+        with full(cache, left=700_000):
+            offsets = range(0, 4 * MIB, 128 << 10)
+            answers = {read_errno(large / "1", at, 128 << 10) for at in offsets}
+            assert answers == {0, errno.EIO}
+            assert "No space left" in pagein.log()
+            drop_caches()
+            assert piece(large / "0") == piece(source / "0")
+            kill_kernel_half(pagein.processes())  # the next one binds the full directory
+            drop_caches()
+            assert piece(large / "0") == piece(source / "0")
+        time.sleep(0.7)  # a range that failed a moment ago is not asked for again
+        assert sums(pagein.target) == sums(small.tree)
+        pagein.umount()
+        wait_for(lambda: not pagein.leftovers())
+        pagein.assert_cached_right(small.meta, small.blob)
+        assert "Traceback" not in pagein.log()
+
+
+def piece(path: Path) -> bytes:
+    """The first pages of a file."""
+    with path.open("rb") as file:
+        return file.read(16 << 10)
+
+
+def kill_kernel_half(processes: dict[int, str]) -> None:
+    """Without a warning."""
+    (pid,) = [pid for pid, line in processes.items() if "pagein.kernelhalf" in line]
+    os.kill(pid, signal.SIGKILL)
