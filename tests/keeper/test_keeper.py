@@ -204,3 +204,19 @@ def test_device_and_daemon_by_themselves(public_tmp: Path, web: WebServer) -> No
             process.terminate()
             assert process.wait(30) == 0
     assert not place.leftovers()
+
+
+@pytest.mark.root
+def test_umount_waits_for_a_slow_daemon_to_take_its_close(public_tmp: Path, web: WebServer) -> None:
+    place = Pagein(public_tmp)
+    place.mount(web.url("/image"))
+    daemon = pid_of(place, "pagein.daemon")
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        umount = subprocess.Popen(place.argv("umount", place.target))
+        with pytest.raises(subprocess.TimeoutExpired):
+            umount.wait(4)
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    assert umount.wait(30) == 0
+    assert not place.leftovers()

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import select
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from pagein.control import Answer, Connection, ControlError, ask
 Ask = Callable[[dict[str, Any], float], Answer]
 """A question and seconds to wait -> the answer, or ControlError."""
 START_TIMEOUT = 30.0
+KEEPER_TIMEOUT = 150.0
+"""Seconds until a keeper says how it started: more than all of its own deadlines together."""
 STOP_TIMEOUT = 20.0
 _RESTARTED = (errno.ECONNRESET, errno.EPIPE)
 
@@ -192,7 +195,10 @@ def _start(settings: Settings, options: list[str]) -> bool:
     finally:
         os.close(write)
     with os.fdopen(read) as stream:
-        said = stream.readline().strip()
+        ready, _, _ = select.select([stream], [], [], KEEPER_TIMEOUT)
+        said = stream.readline().strip() if ready else ""
+    if not ready:
+        process.terminate()
     if said == "ok":
         process.returncode = 0  # not ours to wait for
         return True

@@ -280,12 +280,17 @@ class KernelHalf:
             self.changed()
 
     async def _gone(self, exports: list[Export]) -> None:
-        """Wait a moment for the last close of files that only this mount had open."""
+        """Wait for the last close of files that only this mount had open, and for their CLOSE.
+
+        The close comes at once, or not for long: somebody's copy of the mount namespace has the
+        mount still. The CLOSE takes a daemon, which may be slow or just being replaced.
+        """
         for _ in range(100):
-            waiting = [e for e in exports if e.node in self.blobfs.exports and not e.holds]
-            if not waiting and not self._tasks:
-                return
+            if not any(e.node in self.blobfs.exports and not e.holds for e in exports):
+                break
             await asyncio.sleep(0.02)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self.settings.timeout)
 
     def refresh(self) -> None:
         """Forget mounts that somebody else has unmounted."""
