@@ -1,0 +1,188 @@
+"""The bugs: one line of the kernel half or of the daemon each, changed as by a slip."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+_PACKAGE = Path("src/pagein")
+
+
+@dataclass(frozen=True)
+class Bug:
+    """Replace `right`, which stands once in `file` (below src/pagein), by `wrong`."""
+
+    name: str
+    file: str
+    right: str
+    wrong: str
+
+    def plant(self, top: Path) -> None:
+        """Change the file of the checkout at `top`. Raises ValueError if it does not fit."""
+        path = top / _PACKAGE / self.file
+        text = path.read_text()
+        if text.count(self.right) != 1:
+            raise ValueError(
+                f"{self.name}: {self.right!r} is in {self.file} {text.count(self.right)} times"
+            )
+        path.write_text(text.replace(self.right, self.wrong))
+
+
+_ONDEMAND = "cachefiles/ondemand.py"
+_DEVICE = "cachefiles/device.py"
+_LOOP = "daemon/loop.py"
+
+BUGS = (
+    # ---- ids, and who may answer what
+    Bug(
+        "msg_id used again at once",
+        _ONDEMAND,
+        "self._next_id = (taken + 1) % _ID_LIMIT",
+        "self._next_id = 0",
+    ),
+    Bug(
+        "restore keeps the old object_id",
+        _ONDEMAND,
+        "        self._next_object_id = self._next_object_id % _OBJECT_ID_LIMIT + 1\n"
+        "        self.objects[obj.ondemand_id] = obj",
+        "        pass\n        self.objects[obj.ondemand_id] = obj",
+    ),
+    Bug(
+        "copen of an OPEN nobody has read",
+        _ONDEMAND,
+        "or request.object.ondemand_id == NEVER_OPENED",
+        "or False",
+    ),
+    Bug(
+        "stale copen completes a READ",
+        _ONDEMAND,
+        "or request.opcode is not Opcode.OPEN",
+        "or False",
+    ),
+    Bug(
+        "CREAD completes an OPEN",
+        _ONDEMAND,
+        "or request.opcode is not Opcode.READ",
+        "or False",
+    ),
+    Bug(
+        "CREAD on another object's fd",
+        _ONDEMAND,
+        "or request.object is not obj\n",
+        "or False\n",
+    ),
+    Bug(
+        "copen of a closed fd succeeds",
+        _ONDEMAND,
+        "self._fail_open(request, errno.EBADFD)",
+        "self.complete(request)",
+    ),
+    # ---- delivery
+    Bug("not round robin", _ONDEMAND, "self._cursor = request.msg_id + 1", "self._cursor = 0"),
+    Bug(
+        "a small buffer not refused",
+        _ONDEMAND,
+        "if size < request.message_len:",
+        "if False:",
+    ),
+    Bug("poll busy while reopening", "protocol/states.py", '!= "no"', '!= ""'),
+    Bug(
+        "no OPEN for a READ of a closed object",
+        _ONDEMAND,
+        "self._start_reopening(request.object)",
+        "pass",
+    ),
+    Bug(
+        "a live object opened twice",
+        _ONDEMAND,
+        "if obj.live_id is not None:\n            self.complete(request, errno.EEXIST)",
+        "if False:\n            self.complete(request, errno.EEXIST)",
+    ),
+    Bug(
+        "CLOSE not delivered",
+        _ONDEMAND,
+        "if obj.state is ObjectState.OPEN and not self.dead:",
+        "if False and not self.dead:",
+    ),
+    Bug(
+        "restore forgets what was delivered",
+        _ONDEMAND,
+        "self._new = sorted(self.pending)",
+        "self._new = list(self._new)",
+    ),
+    # ---- readers
+    Bug(
+        "no second look after CREAD",
+        "fscache.py",
+        "if not cookie.file.present.covers(first, first + PAGE_SIZE):",
+        "if False:",
+    ),
+    Bug(
+        "a killed reader's request stays",
+        _ONDEMAND,
+        "        finally:\n            self.complete(request, errno.EIO)",
+        "        finally:\n            pass",
+    ),
+    Bug(
+        "a dead cache goes on asking",
+        _ONDEMAND,
+        "if self.dead or obj.state is ObjectState.DROPPING:",
+        "if obj.state is ObjectState.DROPPING:",
+    ),
+    # ---- the device and the anonymous fd
+    Bug(
+        "opened twice",
+        _DEVICE,
+        "if self.session is not None:\n            raise",
+        "if False:\n            raise",
+    ),
+    Bug(
+        "alignment not checked",
+        _DEVICE,
+        "if offset % PAGE_SIZE:\n            raise error(errno.ENOBUFS)",
+        "if offset % 512:\n            raise error(errno.ENOBUFS)",
+    ),
+    Bug(
+        "ondemand mode forgotten by a failed bind",
+        _DEVICE,
+        "session.ondemand_mode = True  # sticky",
+        "pass  # sticky",
+    ),
+    Bug(
+        "a bad size leaves the OPEN",
+        _ONDEMAND,
+        "self._fail_open(request, problem.errno or errno.EINVAL)",
+        "pass",
+    ),
+    # ---- text and names
+    Bug(
+        "newline first is a command",
+        "protocol/commands.py",
+        "if newline and not line:",
+        "if False and not line:",
+    ),
+    Bug(
+        "object name padded wrongly",
+        "cachefiles/namei.py",
+        "pad = -len(key) % 3",
+        "pad = len(key) % 3",
+    ),
+    Bug(
+        "a dirty cache file believed",
+        "cachefiles/xattr.py",
+        "and self.content != _CONTENT_DIRTY",
+        "and True",
+    ),
+    # ---- the daemon
+    Bug(
+        "CLOEXEC forgotten",
+        "daemon/poller.py",
+        "os.set_inheritable(message.fd, False)",
+        "pass",
+    ),
+    Bug(
+        "nothing to read taken for the end",
+        "daemon/poller.py",
+        "            if not raw:\n                break",
+        "            if not raw:\n                raise OSError(errno.EIO, '')",
+    ),
+)
