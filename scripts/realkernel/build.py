@@ -43,6 +43,10 @@ class BuildError(Exception):
     """The kernel cannot be had; one line for the user."""
 
 
+class _Superseded(BuildError):
+    """The package's version is not in the archive any more."""
+
+
 def cache_directory() -> Path:
     """Where kernels are kept unless the user says otherwise."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -51,15 +55,24 @@ def cache_directory() -> Path:
 
 def kernel(series: str, configuration: str, directory: Path) -> Path:
     """The kernel of `series` in `directory`, built if it is not there. Raises BuildError."""
-    version = _candidate(f"linux-source-{series}")
+    package = f"linux-source-{series}"
     config = _config(configuration)
+    try:
+        return _kept(package, _candidate(package), config, directory)
+    except _Superseded:
+        # The archive drops old versions; the lists knew of one.
+        _update()
+        return _kept(package, _candidate(package), config, directory)
+
+
+def _kept(package: str, version: str, config: bytes, directory: Path) -> Path:
     path = directory / f"linux-{version}-{_digest(version, config)}"
     if path.exists():  # it is renamed into place: there is no half of one
         return path
     directory.mkdir(parents=True, exist_ok=True)
     with _locked(directory / "lock"):  # two at once would only take twice as long
         if not path.exists():
-            _build(f"linux-source-{series}", version, config, path)
+            _build(package, version, config, path)
     return path
 
 
@@ -77,7 +90,7 @@ def _candidate(package: str) -> str:
     """The version of `package` that apt would install."""
     for update in (False, True):
         if update:
-            _run(["apt-get", "-q", "-o", "DPkg::Lock::Timeout=180", "update"])
+            _update()
         shown = subprocess.run(
             ["apt-cache", "policy", package], capture_output=True, text=True, check=False
         ).stdout
@@ -87,6 +100,10 @@ def _candidate(package: str) -> str:
         if os.geteuid():
             break
     raise BuildError(f"apt knows no {package}: this needs Debian, and `apt-get update` before")
+
+
+def _update() -> None:
+    _run(["apt-get", "-q", "-o", "DPkg::Lock::Timeout=180", "update"])
 
 
 def _digest(version: str, config: bytes) -> str:
@@ -108,6 +125,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _build(package: str, version: str, config: bytes, path: Path) -> None:
     started = time.monotonic()
+    for killed in path.parent.glob("build-*"):  # we have the lock: nobody builds there
+        shutil.rmtree(killed)
     with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as name:
         work = Path(name)
         _say(f"building the kernel of {package} {version}, once (some minutes) ...")
@@ -127,9 +146,7 @@ def _unpack(package: str, version: str, work: Path) -> None:
     except BuildError:
         if os.geteuid():
             raise
-        # The archive drops superseded versions; lists may be older than that.
-        _run(["apt-get", "-q", "-o", "DPkg::Lock::Timeout=180", "update"], work)
-        raise BuildError(f"{package} {version} is gone; the lists are new now, try again") from None
+        raise _Superseded(f"{package} {version} cannot be downloaded") from None
     (archive,) = work.glob("*.deb")
     _run(["dpkg-deb", "-x", str(archive), str(work / "deb")], work)
     (work / "src").mkdir()
