@@ -24,7 +24,7 @@ def main() -> int:
         if options.command:
             return boot.run(kernel, options.command, timeout=options.timeout)
         print(kernel)
-    except (build.BuildError, boot.BootError) as problem:
+    except (build.BuildError, boot.BootError, OSError) as problem:
         print(f"real-kernel: {problem}", file=sys.stderr)
         return boot.NO_STATUS
     except KeyboardInterrupt:
