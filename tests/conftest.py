@@ -137,7 +137,9 @@ def _processes() -> Iterator[tuple[object, str]]:
 
 def _fds() -> Iterator[tuple[object, str]]:
     tracker = getattr(resource_tracker, "_resource_tracker", None)  # its pipe, kept for ever
-    for fd in set(os.listdir("/proc/self/fd")) - {str(getattr(tracker, "_fd", None))}:
+    kept = str(getattr(tracker, "_fd", None))
+    # After -x or Ctrl-C the end comes with the output uncaptured, so 0 to 2 are other files then.
+    for fd in set(os.listdir("/proc/self/fd")) - {"0", "1", "2", kept}:
         try:
             target = os.readlink(f"/proc/self/fd/{fd}")
         except OSError:  # the one that listed the directory

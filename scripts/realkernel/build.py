@@ -2,6 +2,9 @@
 
 The source is Debian's linux-source-SERIES, the version that apt would install now. The binary is
 kept under a name made of all that decides what it is: that version, kernel.config, the compiler.
+
+Two configurations: `ondemand` is kernel.config, `plain` the same without the on-demand mode, as a
+distribution builds it.
 """
 
 from __future__ import annotations
@@ -23,7 +26,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "kernel.config"
 
-_INDISPENSABLE = ("CACHEFILES_ONDEMAND", "EROFS_FS_ONDEMAND", "HOSTFS", "BLK_DEV_UBD", "EXT4_FS")
+CONFIGURATIONS = ("ondemand", "plain")
+
+_ONDEMAND = ("CACHEFILES_ONDEMAND", "EROFS_FS_ONDEMAND")
+# Fscache cannot be chosen by itself: somebody has to want it.
+_ANOTHER_NETFS = ("NETWORK_FILESYSTEMS", "NET_9P", "9P_FS")
+_INDISPENSABLE = ("CACHEFILES", "EROFS_FS", "HOSTFS", "BLK_DEV_UBD", "EXT4_FS")
 _LOG_LINES = 30
 
 # Before Linux 6.13 the room for a process's vector registers has a fixed size, 2,696 bytes. With
@@ -35,28 +43,54 @@ class BuildError(Exception):
     """The kernel cannot be had; one line for the user."""
 
 
+class _Superseded(BuildError):
+    """The package's version is not in the archive any more."""
+
+
 def cache_directory() -> Path:
     """Where kernels are kept unless the user says otherwise."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base, "pagein", "kernels")
 
 
-def kernel(series: str, directory: Path) -> Path:
+def kernel(series: str, configuration: str, directory: Path) -> Path:
     """The kernel of `series` in `directory`, built if it is not there. Raises BuildError."""
-    version = _candidate(f"linux-source-{series}")
+    package = f"linux-source-{series}"
+    config = _config(configuration)
+    try:
+        return _kept(package, _candidate(package), config, directory)
+    except _Superseded:
+        # The archive drops old versions; the lists knew of one.
+        _update()
+        return _kept(package, _candidate(package), config, directory)
+
+
+def _kept(package: str, version: str, config: bytes, directory: Path) -> Path:
+    path = directory / f"linux-{version}-{_digest(version, config)}"
+    if path.exists():  # it is renamed into place: there is no half of one
+        return path
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"linux-{version}-{_digest(version)}"
     with _locked(directory / "lock"):  # two at once would only take twice as long
         if not path.exists():
-            _build(f"linux-source-{series}", version, path)
+            _build(package, version, config, path)
     return path
+
+
+def _config(configuration: str) -> bytes:
+    """The text of kernel.config; of `plain` another netfs in place of the on-demand mode."""
+    text = CONFIG.read_bytes()
+    if configuration == "plain":
+        for symbol in _ONDEMAND:
+            text = text.replace(f"CONFIG_{symbol}=y\n".encode(), b"")
+        text += "".join(f"CONFIG_{symbol}=y\n" for symbol in _ANOTHER_NETFS).encode()
+    return text
 
 
 def _candidate(package: str) -> str:
     """The version of `package` that apt would install."""
     for update in (False, True):
         if update:
-            _run(["apt-get", "-q", "-o", "DPkg::Lock::Timeout=180", "update"])
+            _update()
         shown = subprocess.run(
             ["apt-cache", "policy", package], capture_output=True, text=True, check=False
         ).stdout
@@ -68,10 +102,14 @@ def _candidate(package: str) -> str:
     raise BuildError(f"apt knows no {package}: this needs Debian, and `apt-get update` before")
 
 
-def _digest(version: str) -> str:
+def _update() -> None:
+    _run(["apt-get", "-q", "-o", "DPkg::Lock::Timeout=180", "update"])
+
+
+def _digest(version: str, config: bytes) -> str:
     compiler = subprocess.run(["gcc", "--version"], capture_output=True, check=True).stdout
     edits = repr(_EDITS).encode()
-    parts = (version.encode(), CONFIG.read_bytes(), edits, compiler.splitlines()[0])
+    parts = (version.encode(), config, edits, compiler.splitlines()[0])
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -85,13 +123,15 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _build(package: str, version: str, path: Path) -> None:
+def _build(package: str, version: str, config: bytes, path: Path) -> None:
     started = time.monotonic()
+    for killed in path.parent.glob("build-*"):  # we have the lock: nobody builds there
+        shutil.rmtree(killed)
     with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as name:
         work = Path(name)
         _say(f"building the kernel of {package} {version}, once (some minutes) ...")
         _unpack(package, version, work)
-        _configure(work)
+        _configure(work, config)
         stamp = ["KBUILD_BUILD_TIMESTAMP=1970-01-01", "KBUILD_BUILD_USER=pagein"]
         stamp.append("KBUILD_BUILD_HOST=pagein")
         _run([*_make(work), f"-j{os.cpu_count() or 1}", *stamp, "linux"], work)
@@ -106,9 +146,7 @@ def _unpack(package: str, version: str, work: Path) -> None:
     except BuildError:
         if os.geteuid():
             raise
-        # The archive drops superseded versions; lists may be older than that.
-        _run(["apt-get", "-q", "-o", "DPkg::Lock::Timeout=180", "update"], work)
-        raise BuildError(f"{package} {version} is gone; the lists are new now, try again") from None
+        raise _Superseded(f"{package} {version} cannot be downloaded") from None
     (archive,) = work.glob("*.deb")
     _run(["dpkg-deb", "-x", str(archive), str(work / "deb")], work)
     (work / "src").mkdir()
@@ -122,12 +160,15 @@ def _unpack(package: str, version: str, work: Path) -> None:
         file.write_text(file.read_text().replace(text, text.replace(str(old), str(new))))
 
 
-def _configure(work: Path) -> None:
-    _run([*_make(work), f"KCONFIG_ALLCONFIG={CONFIG}", "allnoconfig"], work)
+def _configure(work: Path, config: bytes) -> None:
+    wanted = work / "kernel.config"
+    wanted.write_bytes(config)
+    _run([*_make(work), f"KCONFIG_ALLCONFIG={wanted}", "allnoconfig"], work)
     have = (work / "out/.config").read_text()
-    for symbol in _INDISPENSABLE:
-        if f"CONFIG_{symbol}=y\n" not in have:
-            raise BuildError(f"this kernel source has no {symbol}, or not with our kernel.config")
+    for symbol in (*_INDISPENSABLE, *_ONDEMAND):
+        asked = f"CONFIG_{symbol}=y\n"
+        if (asked.encode() in config) != (asked in have):
+            raise BuildError(f"this kernel source has no {symbol}, or not as our kernel.config")
 
 
 def _make(work: Path) -> list[str]:

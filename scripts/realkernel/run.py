@@ -20,11 +20,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     try:
-        kernel = build.kernel(options.series, options.kernels)
+        kernel = build.kernel(options.series, options.config, options.kernels)
         if options.command:
             return boot.run(kernel, options.command, timeout=options.timeout)
         print(kernel)
-    except (build.BuildError, boot.BootError) as problem:
+    except (build.BuildError, boot.BootError, OSError) as problem:
         print(f"real-kernel: {problem}", file=sys.stderr)
         return boot.NO_STATUS
     except KeyboardInterrupt:
@@ -35,6 +35,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/real-kernel", add_help=False)
     parser.add_argument("--series", default="6.12")
+    parser.add_argument("--config", choices=build.CONFIGURATIONS, default="ondemand")
     parser.add_argument("--timeout", type=float, default=600.0)
     kept = os.environ.get("PAGEIN_KERNELS") or build.cache_directory()
     parser.add_argument("--kernels", type=lambda text: Path(text).absolute(), default=Path(kept))

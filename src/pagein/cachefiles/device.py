@@ -74,17 +74,20 @@ class CachefilesDevice:
         self,
         *,
         shared: bool = False,
+        ondemand: bool = True,
         changed: Callable[[], None] = lambda: None,
         copen_timeout: float = 30.0,
     ) -> None:
         """`changed` is called after each change that a successor would have to know.
 
-        `shared` binds cache directories together with other processes (the library).
+        `shared` binds cache directories together with other processes (the library). Without
+        `ondemand` the device answers as that of a kernel built without CACHEFILES_ONDEMAND.
         """
         self.session: Session | None = None
         self.first_id = 0
         self.first_object_id = 1
         self.shared = shared
+        self.ondemand = ondemand
         self.pollers: list[Callable[[], None]] = []
         self.bound = asyncio.Event()
         """Set while a cache is bound, or once the last try failed (see `Session.problem`)."""
@@ -176,6 +179,8 @@ class CachefilesDevice:
             raise error(errno.EINVAL)
         if session.cache is not None:
             raise error(errno.EBUSY)
+        if args and not self.ondemand:
+            raise error(errno.EINVAL)
         if commands.parse_bind(args):
             session.ondemand_mode = True  # sticky, as the kernel's (facts 2.1)
         if not session.ondemand_mode:

@@ -37,11 +37,6 @@ class Superblock:
     table: int = 0
 
     @property
-    def block_size(self) -> int:
-        """Size of a block, in bytes."""
-        return 1 << self.blkszbits
-
-    @property
     def length(self) -> int:
         """Least length of the primary file, in bytes."""
         return self.blocks << self.blkszbits
