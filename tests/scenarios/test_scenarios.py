@@ -1,0 +1,60 @@
+"""Each scenario has the same transcript on the real kernel and on ours, but for what is meant to
+differ."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.scenarios.differences import expected
+from tests.scenarios.kernels import Kernel, linux, ours
+from tests.scenarios.registry import Scenario, scenarios
+from tests.scenarios.run import transcript
+
+EVERY = [pytest.param(each, id=name) for name, each in scenarios().items()]
+
+
+@pytest.fixture(scope="module")
+def directory() -> Iterator[Path]:
+    """On a disk: in the guest /tmp is memory, which is no place for its cache."""
+    prefix = f"pagein-test-{os.environ['PAGEIN_TEST_RUN']}-scenarios-"
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix=prefix) as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def our_kernel(directory: Path) -> Iterator[Kernel]:
+    """Our kernel half: one process for all scenarios, which each open its device anew."""
+    place = directory / "ours"
+    place.mkdir()
+    with ours(place) as kernel:
+        yield kernel
+
+
+@pytest.fixture(scope="module")
+def real_kernel(directory: Path) -> Iterator[Kernel]:
+    """The kernel that this runs on."""
+    place = directory / "linux"
+    place.mkdir()
+    with linux(place) as kernel:
+        yield kernel
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("scenario", EVERY)
+def test_our_kernel_half_answers_as_the_real_one(
+    scenario: Scenario, our_kernel: Kernel, directory: Path
+) -> None:
+    recorded = scenario.path.read_text()
+    said = transcript(scenario, our_kernel, directory)
+    assert said.splitlines() == expected(scenario.name, recorded).splitlines()
+
+
+@pytest.mark.realkernel
+@pytest.mark.parametrize("scenario", EVERY)
+def test_the_real_kernel_answers_as_recorded(
+    scenario: Scenario, real_kernel: Kernel, directory: Path
+) -> None:
+    said = transcript(scenario, real_kernel, directory)
+    assert said.splitlines() == scenario.path.read_text().splitlines()
