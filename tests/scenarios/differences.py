@@ -30,6 +30,69 @@ _ROOT_OF_OURS = "names in .: directory 700 cache, directory 700 graveyard, file 
 
 DIFFERENCES: tuple[Difference, ...] = (
     Difference(
+        row="an empty write is EOPNOTSUPP",
+        facts=("2 empty",),
+        scenarios=("verbs",),
+        kernel=("device: '': EOPNOTSUPP",),
+        ours=("device: '': ok",),
+    ),
+    Difference(
+        row="`bind` alone is the original mode",
+        facts=("2.1 original mode",),
+        scenarios=("original_mode",),
+        kernel=("device: 'bind': ok",),
+        ours=("device: 'bind': EOPNOTSUPP",),
+    ),
+    Difference(
+        row="a symbolic link as `dir` is ENOTDIR",
+        facts=("2.2 link",),
+        scenarios=("bind_through_a_link",),
+        kernel=("device: 'dir $DIR/link': ok", "device: 'bind ondemand': ENOTDIR"),
+        ours=("device: 'dir $DIR/link': ok", "device: 'bind ondemand': ok"),
+    ),
+    Difference(
+        row="tmpfs is refused",
+        facts=("2.2 file systems",),
+        scenarios=("bind_on_other_file_systems",),
+        kernel=("device: 'dir $TMPFS': ok", "device: 'bind ondemand': EOPNOTSUPP"),
+        ours=("device: 'dir $TMPFS': ok", "device: 'bind ondemand': ok"),
+    ),
+    Difference(
+        row="`dir` may be relative to the working directory of who binds",
+        facts=("2.2 relative directory",),
+        scenarios=("bind_from_a_working_directory",),
+        kernel=("device: 'bind ondemand': ok", "bound: True"),
+        ours=("device: 'bind ondemand': ENOENT", "bound: False"),
+    ),
+    Difference(
+        row="`cache/`, `graveyard/` and directories below cannot be removed while in use",
+        facts=("2.2 kernel files",),
+        scenarios=("directories_in_use",),
+        kernel=("rmdir graveyard: EBUSY",),
+        ours=("rmdir graveyard: ok",),
+    ),
+    Difference(
+        row="a read() to a bad address loses the request",
+        facts=("4.4 bad pointer",),
+        scenarios=("read_into_nowhere",),
+        kernel=("device: poll: nothing", "device: read: 0", "mount a (fsid=blob): fails"),
+        ours=(
+            "device: poll: POLLIN",
+            "device: read: OPEN id=0 object=1 len=47 flags=0 'erofs,blob' 'blob'",
+        ),
+    ),
+    Difference(
+        row="the fd of an OPEN is in the message",
+        facts=("4.4 no fd free",),
+        scenarios=("no_fd_free",),
+        kernel=("device: read: EMFILE",),
+        ours=(
+            "device: read: OPEN id=0 object=1 len=47 flags=0 'erofs,blob' 'blob'",
+            "object 1: open: EMFILE",
+            "device: 'copen 0,-24': ok",
+        ),
+    ),
+    Difference(
         row="lseek on the device returns 0",
         facts=("1 lseek",),
         scenarios=("what_is_no_device",),
@@ -60,7 +123,6 @@ DIFFERENCES: tuple[Difference, ...] = (
 )
 
 ELSEWHERE: dict[str, str] = {
-    "the fd of an OPEN is in the message": "in `kernels`, for every scenario",
     "a write to a file that somebody mounted directly goes through": "tests/cachefiles",
     "6.1 writes misaligned data at the offset rounded down": "the recordings are of 6.12",
     "a READ waits for ever": "a wait that has no end cannot be shown",

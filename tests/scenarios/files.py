@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from tests.scenarios import image
-from tests.scenarios.transcript import Transcript, ok
+from tests.scenarios.transcript import Transcript, errno_name, ok
 
 from pagein.protocol.messages import MSG_MAX_SIZE, Close, Message, Open, Read, decode
 
@@ -200,6 +200,8 @@ class Device(Fd):
         self._kernel = kernel
         self.anonymous: dict[int, Anon] = {}
         """The anonymous fd of each OPEN that was read, by object_id."""
+        self.last = b""
+        """The last message, as it came."""
 
     def write(self, command: bytes) -> int | None:
         """Write a command."""
@@ -213,20 +215,31 @@ class Device(Fd):
         """Answer an OPEN with a size or a negative errno."""
         return self.write(b"copen %d,%d" % (message.msg_id, size))
 
-    def read(self, size: int = MSG_MAX_SIZE) -> Message | None:
-        """Read once; None when there was nothing, or an error."""
-        what = f"{self.name}: read" if size == MSG_MAX_SIZE else f"{self.name}: read of {size}"
+    def read(self, size: int = MSG_MAX_SIZE, *, at: int | None = None) -> Message | None:
+        """Read once, by pread(2) if an offset is given; None when there was nothing, or an error."""
+        what = f"{self.name}: read" + ("" if size == MSG_MAX_SIZE else f" of {size}")
+        what += "" if at is None else f" at {at}"
         raw = self.log.call(
-            what, lambda: os.read(self.number, size), lambda raw: show(decode(raw)) if raw else 0
+            what,
+            lambda: os.read(self.number, size) if at is None else os.pread(self.number, size, at),
+            lambda raw: show(decode(raw)) if raw else 0,
         )
         if not raw:
             return None
+        self.last = raw
         message = decode(raw)
         if isinstance(message, Open):
-            number = self._kernel.anonymous_fd(message)
-            name = f"object {message.object_id}"
-            self.anonymous[message.object_id] = Anon(number, name, self.log, self._kernel)
+            self._take_fd(message)
         return message
+
+    def _take_fd(self, message: Open) -> None:
+        name = f"object {message.object_id}"
+        try:
+            number = self._kernel.anonymous_fd(message)
+        except OSError as problem:  # of ours it is another system call
+            self.log.say(f"{name}: open: {errno_name(problem.errno)}")
+            return
+        self.anonymous[message.object_id] = Anon(number, name, self.log, self._kernel)
 
     def take(self, kind: type[M]) -> M:
         """Wait for the next message, which must be one of that kind."""

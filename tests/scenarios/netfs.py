@@ -109,6 +109,10 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{here}:{source}"}
 
 
+def _printable(text: str) -> str:
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 class Pending:
     """Something that a netfs or a reader is about."""
 
@@ -133,6 +137,12 @@ class Pending:
         self.settle()
         either = self.said in ("EIO", "ENOBUFS")
         self._log.say(f"{self.what}: {'EIO or ENOBUFS' if either else self.said or 'no answer'}")
+
+    def fails(self) -> None:
+        """Wait for the end of a mount whose OPEN failed: EIO or ENOBUFS is a matter of timing."""
+        self.settle()
+        said = self.said or "no answer"
+        self._log.say(f"{self.what}: {'fails' if said in ('EIO', 'ENOBUFS') else said}")
 
     def settle(self) -> None:
         """Wait for its end without a word."""
@@ -172,7 +182,7 @@ class Netfs:
         """Start mounting an image under a name."""
         options = [f"fsid={fsid}", *([f"domain_id={domain}"] if domain else [])]
         options += [f"device={device}" for device in devices]
-        what = f"mount {name} ({','.join(options)})"
+        what = f"mount {name} ({_printable(','.join(options))})"
         if len(what) > 200:
             what = f"mount {name} (fsid of {len(fsid)}, domain of {len(domain or '')})"
         return self._start(what, "mount", name=name, fsid=fsid, domain=domain, devices=devices)

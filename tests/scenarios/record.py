@@ -23,7 +23,7 @@ def main() -> int:
         print(f"no such scenario: {', '.join(sorted(unknown))}", file=sys.stderr)
         return 2
     command = ["scripts/real-kernel", "--timeout", "300", "python", "-m", "tests.scenarios.run"]
-    done = subprocess.run([*command, "linux", "--json", *names], cwd=ROOT, stdout=subprocess.PIPE)
+    done = subprocess.run([*command, "--json", "linux", *names], cwd=ROOT, stdout=subprocess.PIPE)
     for name, text in json.loads(done.stdout or b"{}").items():
         path = every[name].path
         before = path.read_text() if path.exists() else None

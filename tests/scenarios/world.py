@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -95,10 +96,16 @@ class World:
     def serve_mount(self, device: Device, mounting: Pending, size: int = image.SIZE) -> Anon:
         """Answer what a mount asks that has just been started, and wait for it."""
         message, anon = device.take_open()
-        device.copen(message, size)
-        anon.answer(device.take(Read))
+        self.serve_opened(device, message, anon, size)
         mounting.result()
         return anon
+
+    def serve_opened(
+        self, device: Device, message: Open, anon: Anon, size: int = image.SIZE
+    ) -> None:
+        """Answer the OPEN of a mount, and its READ of page 0."""
+        device.copen(message, size)
+        anon.answer(device.take(Read))
 
     def opening(self, device: Device, name: str = "a", fsid: str = "blob") -> tuple[Open, Anon]:
         """Start a mount and take its OPEN; the mount waits (`netfs.started[-1]`)."""
@@ -124,8 +131,7 @@ class World:
 @contextlib.contextmanager
 def world(kernel: Kernel, directory: Path) -> Iterator[World]:
     """A world in a new directory below `directory`, which is removed."""
-    place = directory / "world"
-    place.mkdir()
+    place = Path(tempfile.mkdtemp(dir=directory, prefix="world-"))
     mine = World(kernel, place)
     # A system call on our device cannot be interrupted while its server lives.
     watch = threading.Timer(LIMIT, kernel.abort)
