@@ -216,7 +216,7 @@ class Device(Fd):
         return self.write(b"copen %d,%d" % (message.msg_id, size))
 
     def read(self, size: int = MSG_MAX_SIZE, *, at: int | None = None) -> Message | None:
-        """Read once, by pread(2) if an offset is given; None when there was nothing, or an error."""
+        """Read once, by pread(2) if `at` is given; None when there was nothing, or an error."""
         what = f"{self.name}: read" + ("" if size == MSG_MAX_SIZE else f" of {size}")
         what += "" if at is None else f" at {at}"
         raw = self.log.call(

@@ -8,6 +8,7 @@ of fscache, over our `FsCache`); both take the same orders, one JSON object a li
     {"id": 3, "op": "umount", "name": "a"}
     {"id": 4, "op": "drop-caches"}
     {"id": 5, "op": "signal", "to": 2, "signal": 9}
+    {"id": 6, "op": "asleep", "to": 2}
 
 and answer {"id": 1, "said": "ok"}, in which "said" is what stands in the transcript.
 """
@@ -23,7 +24,7 @@ import sys
 import threading
 from typing import IO, Any
 
-from tests.scenarios.files import DEADLINE, QUIET
+from tests.scenarios.files import DEADLINE
 from tests.scenarios.transcript import Transcript
 
 
@@ -71,9 +72,12 @@ class NetfsProcess:
     def answer(self, number: int, timeout: float = DEADLINE) -> str | None:
         """What came of an order, or None within `timeout` seconds."""
         try:
-            return self._answers[number].get(timeout=timeout)
+            return self._answers[number].get(timeout=timeout) if timeout else self._now(number)
         except queue.Empty:
             return None
+
+    def _now(self, number: int) -> str:
+        return self._answers[number].get_nowait()
 
     def do(self, op: str, **arguments: Any) -> str:
         """Give an order and wait for its answer."""
@@ -138,20 +142,15 @@ class Pending:
         either = self.said in ("EIO", "ENOBUFS")
         self._log.say(f"{self.what}: {'EIO or ENOBUFS' if either else self.said or 'no answer'}")
 
-    def fails(self) -> None:
-        """Wait for the end of a mount whose OPEN failed: EIO or ENOBUFS is a matter of timing."""
-        self.settle()
-        said = self.said or "no answer"
-        self._log.say(f"{self.what}: {'fails' if said in ('EIO', 'ENOBUFS') else said}")
-
     def settle(self) -> None:
         """Wait for its end without a word."""
         if self.said is None:
             self.said = self._process.answer(self._number)
 
     def waits(self) -> None:
-        """See that it is still waiting, after a while."""
-        self.said = self._process.answer(self._number, QUIET)
+        """See that it is waiting: so whatever it has to ask has been asked, but for an OPEN."""
+        self._process.do("asleep", to=self._number)
+        self.said = self._process.answer(self._number, 0)
         self._log.say(f"{self.what}: {self.said or 'waits'}")
 
     def signal(self, name: str) -> None:

@@ -11,10 +11,12 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.scenarios.files import DEADLINE
 from tests.scenarios.reading import summary
 from tests.scenarios.transcript import errno_name
 
@@ -85,6 +87,18 @@ def in_child(order: dict[str, Any]) -> None:
     tell(order["id"], said)
 
 
+def fall_asleep(pid: int) -> None:
+    """Wait until a process waits for something, and goes on doing so."""
+    give_up = time.monotonic() + DEADLINE
+    seen = 0
+    while seen < 10 and time.monotonic() < give_up:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "Z":
+            return
+        seen = seen + 1 if state == "D" else 0
+        time.sleep(0.01)
+
+
 class Children:
     """The processes at work."""
 
@@ -111,6 +125,12 @@ class Children:
         for pid, number in self._orders.items():
             if number == order["to"]:
                 os.kill(pid, order["signal"])
+
+    def asleep(self, order: dict[str, Any]) -> None:
+        """Wait until the process of another order waits for long, or has ended."""
+        for pid, number in self._orders.items():
+            if number == order["to"]:
+                fall_asleep(pid)
 
     def reap(self) -> None:
         """Tell of those that were killed."""
@@ -144,8 +164,8 @@ def main() -> None:
         *lines, rest = (rest + got).split(b"\n")
         for line in lines:
             order = json.loads(line)
-            if order["op"] == "signal":
-                children.signal(order)
+            if order["op"] in ("signal", "asleep"):
+                getattr(children, order["op"])(order)
                 tell(order["id"], "ok")
             else:
                 children.start(order)

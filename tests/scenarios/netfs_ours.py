@@ -7,6 +7,7 @@ which cookies, which ranges, and what it makes of errors (facts cachefiles-kerne
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.scenarios import image
+from tests.scenarios.files import QUIET
 from tests.scenarios.image import PAGE
 from tests.scenarios.reading import summary
 from tests.scenarios.transcript import errno_name
@@ -75,9 +77,10 @@ class Erofs:
         )
         try:
             made.cookies.append(await asyncio.shield(work))
-        except asyncio.CancelledError:
-            made.cookies.append(await work)
-            raise
+        except asyncio.CancelledError as killed:
+            with contextlib.suppress(OSError):
+                made.cookies.append(await work)
+            raise killed from None
 
     async def _fill(self, made: Superblock, devices: list[bytes]) -> None:
         await self._read_pages(made, 0, 0, 1)
@@ -122,7 +125,7 @@ class Erofs:
             except OSError:
                 if data:
                     break
-                raise error(errno.EIO) from None
+                raise
             last = min(end, (at // PAGE + 1) * PAGE)
             page = mounted.pages[blob, number]
             data += page[at % PAGE : at % PAGE + last - at]
@@ -186,6 +189,9 @@ class Half:
             order = json.loads(line)
             if order["op"] == "signal":
                 self._signal(order)
+                tell(order["id"], "ok")
+            elif order["op"] == "asleep":
+                await asyncio.sleep(QUIET)
                 tell(order["id"], "ok")
             else:
                 self._start(order)

@@ -37,7 +37,7 @@ def main() -> int:
     failed = False
     made: dict[str, str] = {}
     with (
-        tempfile.TemporaryDirectory(dir="/var/tmp", prefix="pagein-scenarios-") as name,
+        tempfile.TemporaryDirectory(dir="/var/tmp", prefix="pagein-test-scenarios-") as name,
         KERNELS[options.kernel](Path(name)) as kernel,
     ):
         for each in options.names or every:

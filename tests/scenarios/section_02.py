@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.scenarios.files import Device
 from tests.scenarios.registry import scenario
+from tests.scenarios.transcript import ok
 from tests.scenarios.world import World
 
 from pagein.protocol.messages import Close
@@ -251,4 +252,4 @@ def bind_from_a_working_directory(w: World) -> None:
 def directories_in_use(w: World) -> None:
     """A directory in use cannot be removed."""
     w.bound()
-    w.log.call("rmdir graveyard", lambda: (w.cache / "graveyard").rmdir(), lambda _: "ok")
+    w.log.call("rmdir graveyard", (w.cache / "graveyard").rmdir, ok)

@@ -161,6 +161,7 @@ def buffer_too_small(w: World) -> None:
     assert isinstance(message, Read)
     anon.answer(message)
     first.result()
+    device.wait()
     device.read(48)
     device.read(49)
 
