@@ -79,14 +79,10 @@ class Disk:
 
     def wait_for(self, volume: str, key: str) -> None:
         """Wait until an object's file is there: the kernel links it some time after the CLOSE."""
-        self._wait(self.path(volume, key).exists, f"a file of {key!r}")
-
-    @staticmethod
-    def _wait(condition: object, what: str) -> None:
-        assert callable(condition)
+        path = self.path(volume, key)
         give_up = time.monotonic() + DEADLINE
-        while not condition():
-            assert time.monotonic() < give_up, f"still not there: {what}"
+        while not path.exists():
+            assert time.monotonic() < give_up, f"still no file of {key!r}"
             time.sleep(0.005)
 
     def plant(self, volume: str, key: str, size: int, data: dict[int, bytes]) -> Path:

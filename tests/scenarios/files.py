@@ -12,10 +12,10 @@ import fcntl
 import mmap
 import os
 import select
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from tests.scenarios import image
+from tests.scenarios import image, libc
 from tests.scenarios.transcript import Transcript, errno_name, ok
 
 from pagein.protocol.messages import MSG_MAX_SIZE, Close, Message, Open, Read, decode
@@ -124,31 +124,15 @@ class Fd:
 
     def mmap(self, protection: int) -> None:
         """Try mmap(2) of a page, shared."""
-        self.log.call(f"{self.name}: mmap", lambda: self._mmap(protection), ok)
-
-    def _mmap(self, protection: int) -> None:
-        # mmap.mmap looks at the size of the file first; the kernel is what is asked here.
-        os_mmap(self.number, protection)
+        self.log.call(f"{self.name}: mmap", lambda: libc.map_page(self.number, protection), ok)
 
     def fstat(self) -> None:
         """Write mode and size."""
-        show_stat = lambda found: f"mode {found.st_mode & 0o7777:o} size {found.st_size}"  # noqa: E731
-        self.log.call(f"{self.name}: fstat", lambda: os.fstat(self.number), show_stat)
+        self.log.call(f"{self.name}: fstat", lambda: os.fstat(self.number), _show_stat)
 
 
-def os_mmap(fd: int, protection: int) -> None:
-    """mmap(2) of one page, shared, and unmapped at once."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    found = libc.mmap(None, PAGE, protection, mmap.MAP_SHARED, fd, 0)
-    if found is None or found == ctypes.c_void_p(-1).value:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    libc.munmap(found, PAGE)
+def _show_stat(found: os.stat_result) -> str:
+    return f"mode {found.st_mode & 0o7777:o} size {found.st_size}"
 
 
 class Anon(Fd):
@@ -157,6 +141,13 @@ class Anon(Fd):
     def __init__(self, number: int, name: str, log: Transcript, kernel: Kernel) -> None:
         super().__init__(number, name, log)
         self._kernel = kernel
+        self._dups: list[Anon] = []
+
+    def drop(self) -> None:
+        """Close it, and what `dup` made of it."""
+        super().drop()
+        for each in self._dups:
+            each.drop()
 
     def pwrite(self, data: bytes, offset: int, *, shift: int = 0) -> int | None:
         """Do pwrite(2) from memory that lies `shift` bytes after a page boundary."""
@@ -179,8 +170,8 @@ class Anon(Fd):
 
     def cread(self, msg_id: int) -> None:
         """Complete the READ of that id (CACHEFILES_IOC_CREAD)."""
-        call = lambda: self._kernel.cread(self.number, msg_id)  # noqa: E731
-        self.log.call(f"{self.name}: cread {msg_id}", call, ok)
+        what = f"{self.name}: cread {msg_id}"
+        self.log.call(what, lambda: self._kernel.cread(self.number, msg_id), ok)
 
     def answer(self, message: Read, *, device: int = 0, devices: int = 0) -> None:
         """Write what a READ asks for and complete it."""
@@ -189,7 +180,9 @@ class Anon(Fd):
 
     def dup(self) -> Anon:
         """Another fd of the same file description."""
-        return Anon(os.dup(self.number), f"{self.name}'", self.log, self._kernel)
+        made = Anon(os.dup(self.number), f"{self.name}'", self.log, self._kernel)
+        self._dups.append(made)
+        return made
 
 
 class Device(Fd):
@@ -207,9 +200,11 @@ class Device(Fd):
         """Write a command."""
         text = command.decode("latin-1")
         what = repr(text) if len(text) < 300 else f"{text[:20]!r}... of {len(text)} bytes"
-        whole = lambda done: "ok" if done == len(command) else done  # noqa: E731
-        done = self.log.call(f"{self.name}: {what}", lambda: os.write(self.number, command), whole)
-        return done
+        return self.log.call(
+            f"{self.name}: {what}",
+            lambda: os.write(self.number, command),
+            lambda done: "ok" if done == len(command) else done,
+        )
 
     def copen(self, message: Open, size: int = image.SIZE) -> int | None:
         """Answer an OPEN with a size or a negative errno."""
@@ -267,9 +262,9 @@ class Device(Fd):
         """See that nothing comes to be read for a while."""
         self.log.say(f"{self.name}: poll for a while: {bits(poll_mask(self.number, QUIET))}")
 
-    def read_nothing_left(self, limit: int = 50) -> Sequence[Message]:
+    def read_all(self) -> list[Message]:
         """Read until there is nothing."""
         found: list[Message] = []
-        while (message := self.read()) is not None and len(found) < limit:
+        while (message := self.read()) is not None:
             found.append(message)
         return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import struct
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.cachefiles.served import fuse_mount
+from tests.scenarios import libc
 from tests.scenarios.netfs import NetfsProcess
 
 from pagein.protocol.messages import IOC_READ_COMPLETE, Open
@@ -51,10 +51,7 @@ class Linux(Kernel):
 
     def cread(self, fd: int, msg_id: int) -> None:
         """With the id by value."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.ioctl(fd, ctypes.c_ulong(IOC_READ_COMPLETE), ctypes.c_ulong(msg_id)) < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        libc.ioctl(fd, IOC_READ_COMPLETE, msg_id)
 
 
 class Ours(Kernel):

@@ -17,15 +17,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import IO, Any
 
 from tests.scenarios.files import DEADLINE
 from tests.scenarios.transcript import Transcript
+
+import pagein
 
 
 class NetfsProcess:
@@ -104,11 +108,6 @@ class NetfsProcess:
 
 
 def _environment() -> dict[str, str]:
-    import os
-    from pathlib import Path
-
-    import pagein
-
     here, source = Path(__file__).parents[2], Path(pagein.__file__).parents[1]
     return {**os.environ, "PYTHONPATH": f"{here}:{source}"}
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import tempfile
 from pathlib import Path
 
+from tests.scenarios import libc
 from tests.scenarios.files import Device
 from tests.scenarios.registry import scenario
 from tests.scenarios.transcript import ok
@@ -29,14 +29,8 @@ def long_commands(w: World) -> None:
 def command_from_nowhere(w: World) -> None:
     """A command that cannot be read."""
     device = w.open()
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def write() -> None:
-        if libc.write(device.fileno(), ctypes.c_void_p(8), ctypes.c_size_t(5)) < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-
-    w.log.call("device: write from a bad pointer", write)
+    what = "device: write from a bad address"
+    w.log.call(what, lambda: libc.write_from_nowhere(device.fileno(), 5))
 
 
 @scenario("2 nul", "2 newline first", "2 newline")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 
+from tests.scenarios import libc
 from tests.scenarios.files import Device
 from tests.scenarios.registry import scenario
 from tests.scenarios.world import World
@@ -119,7 +119,7 @@ def round_robin(w: World) -> None:
     readings[1].waits()
     readings.append(w.netfs.read(16384, 4096))
     readings[2].waits()
-    for message in device.read_nothing_left():
+    for message in device.read_all():
         assert isinstance(message, Read)
         anon.answer(message)
     for reading in readings:
@@ -172,14 +172,8 @@ def read_into_nowhere(w: World) -> None:
     device = w.bound()
     mounting = w.netfs.mount()
     device.wait()
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def read() -> None:
-        if libc.read(device.fileno(), ctypes.c_void_p(8), ctypes.c_size_t(1024)) < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-
-    w.log.call("device: read to a bad pointer", read)
+    what = "device: read to a bad address"
+    w.log.call(what, lambda: libc.read_to_nowhere(device.fileno(), 1024))
     device.poll()
     if device.read() is None:
         mounting.fails()
