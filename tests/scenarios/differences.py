@@ -58,13 +58,6 @@ DIFFERENCES: tuple[Difference, ...] = (
         ours=("device: 'dir $TMPFS': ok", "device: 'bind ondemand': ok"),
     ),
     Difference(
-        row="`dir` may be relative to the working directory of who binds",
-        facts=("2.2 relative directory",),
-        scenarios=("bind_from_a_working_directory",),
-        kernel=("device: 'bind ondemand': ok", "bound: True"),
-        ours=("device: 'bind ondemand': ENOENT", "bound: False"),
-    ),
-    Difference(
         row="`cache/`, `graveyard/` and directories below cannot be removed while in use",
         facts=("2.2 kernel files",),
         scenarios=("directories_in_use",),

@@ -262,7 +262,7 @@ class Device(Fd):
         """See that nothing comes to be read for a while."""
         self.log.say(f"{self.name}: poll for a while: {bits(poll_mask(self.number, QUIET))}")
 
-    def read_all(self) -> list[Message]:
+    def read_nothing_left(self) -> list[Message]:
         """Read until there is nothing."""
         found: list[Message] = []
         while (message := self.read()) is not None:

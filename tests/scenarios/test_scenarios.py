@@ -53,6 +53,16 @@ def test_our_kernel_half_answers_as_the_real_one(
 
 @pytest.mark.realkernel
 @pytest.mark.parametrize("scenario", EVERY)
+def test_our_kernel_half_does_so_beside_the_real_one(
+    scenario: Scenario, our_kernel: Kernel, directory: Path
+) -> None:
+    said = transcript(scenario, our_kernel, directory)
+    recorded = scenario.path.read_text()
+    assert said.splitlines() == expected(scenario.name, recorded).splitlines()
+
+
+@pytest.mark.realkernel
+@pytest.mark.parametrize("scenario", EVERY)
 def test_the_real_kernel_answers_as_recorded(
     scenario: Scenario, real_kernel: Kernel, directory: Path
 ) -> None:

@@ -174,11 +174,11 @@ class DeviceFs:
     def _write(self, request: abi.Request) -> bytes | Coroutine[Any, Any, bytes]:
         wanted = abi.WriteIn.parse(request.body)
         if request.nodeid == _DEVICE:
-            return self._command(bytes(wanted.data))
+            return self._command(bytes(wanted.data), request.pid)
         return self._pwrite(self._file(wanted.fh), wanted)
 
-    async def _command(self, data: bytes) -> bytes:
-        return abi.write_out(await self.device.write(data))
+    async def _command(self, data: bytes, pid: int) -> bytes:
+        return abi.write_out(await self.device.write(data, b"/proc/%d/cwd" % pid))
 
     async def _pwrite(self, file: AnonymousFile, wanted: abi.WriteIn) -> bytes:
         with wanted.data:
