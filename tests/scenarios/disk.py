@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.scenarios.files import DEADLINE, PAGE
@@ -43,6 +43,13 @@ class Disk:
             lines.append(f"directories 700 @..: {len(fanout)}")
         self._log.say(f"names in {directory}: {', '.join(lines) or 'none'}")
 
+    def objects(self, volume: str, count: int) -> None:
+        """List the files of a volume, with their fan-out directories, once there are `count`."""
+        place = self.volume(volume)
+        self._wait(lambda: len(list(place.glob("@*/*"))) >= count, f"{count} files of {volume!r}")
+        names = sorted(f"{path.parent.name}/{path.name}" for path in place.glob("@*/*"))
+        self._log.say(f"files of volume {volume!r}: {', '.join(names)}")
+
     def graves(self) -> None:
         """Say how many things lie in the graveyard: their names are made from the clock."""
         found = len(list((self.directory / "graveyard").iterdir()))
@@ -79,10 +86,13 @@ class Disk:
 
     def wait_for(self, volume: str, key: str) -> None:
         """Wait until an object's file is there: the kernel links it some time after the CLOSE."""
-        path = self.path(volume, key)
+        self._wait(self.path(volume, key).exists, f"a file of {key!r}")
+
+    @staticmethod
+    def _wait(condition: Callable[[], bool], what: str) -> None:
         give_up = time.monotonic() + DEADLINE
-        while not path.exists():
-            assert time.monotonic() < give_up, f"still no file of {key!r}"
+        while not condition():
+            assert time.monotonic() < give_up, f"still not there: {what}"
             time.sleep(0.005)
 
     def plant(self, volume: str, key: str, size: int, data: dict[int, bytes]) -> Path:
