@@ -6,9 +6,12 @@ import contextlib
 import fcntl
 import os
 import struct
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TypeAlias
 
 from tests.cachefiles.served import fuse_mount
 from tests.scenarios import libc
@@ -23,6 +26,8 @@ class Kernel(ABC):
     def __init__(self, device: Path, netfs: NetfsProcess) -> None:
         self.device = device
         self.netfs = netfs
+        self.broken = False
+        """Whether a scenario left something behind: the next one needs a new kernel."""
 
     @abstractmethod
     def abort(self) -> None:
@@ -101,4 +106,31 @@ def ours(directory: Path) -> Iterator[Kernel]:
             netfs.end()
 
 
-KERNELS = {"linux": linux, "ours": ours}
+Make: TypeAlias = Callable[[Path], AbstractContextManager[Kernel]]
+
+
+class Running:
+    """A kernel for one scenario after the other; a new one after a scenario that broke it."""
+
+    def __init__(self, make: Make, directory: Path) -> None:
+        self._make = make
+        self._directory = directory
+        self._stack = contextlib.ExitStack()
+        self._kernel: Kernel | None = None
+
+    def kernel(self) -> Kernel:
+        """The kernel that runs, or another one."""
+        if self._kernel is not None and self._kernel.broken:
+            self.close()
+        if self._kernel is None:
+            place = Path(tempfile.mkdtemp(dir=self._directory, prefix="kernel-"))
+            self._kernel = self._stack.enter_context(self._make(place))
+        return self._kernel
+
+    def close(self) -> None:
+        """End it."""
+        self._kernel = None
+        self._stack.close()
+
+
+KERNELS: dict[str, Make] = {"linux": linux, "ours": ours}

@@ -1,6 +1,7 @@
 """Each scenario has the same transcript on the real kernel and on ours, but for what is meant to
 differ."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.scenarios.differences import expected
-from tests.scenarios.kernels import Kernel, linux, ours
+from tests.scenarios.kernels import Kernel, Make, Running, linux, ours
 from tests.scenarios.registry import Scenario, scenarios
 from tests.scenarios.run import transcript
 
@@ -23,22 +24,37 @@ def directory() -> Iterator[Path]:
         yield Path(name)
 
 
+@contextlib.contextmanager
+def running(make: Make, directory: Path) -> Iterator[Running]:
+    kernels = Running(make, directory)
+    try:
+        yield kernels
+    finally:
+        kernels.close()
+
+
 @pytest.fixture(scope="module")
-def our_kernel(directory: Path) -> Iterator[Kernel]:
+def our_kernels(directory: Path) -> Iterator[Running]:
+    with running(ours, directory) as kernels:
+        yield kernels
+
+
+@pytest.fixture(scope="module")
+def real_kernels(directory: Path) -> Iterator[Running]:
+    with running(linux, directory) as kernels:
+        yield kernels
+
+
+@pytest.fixture
+def our_kernel(our_kernels: Running) -> Kernel:
     """Our kernel half: one process for all scenarios, which each open its device anew."""
-    place = directory / "ours"
-    place.mkdir()
-    with ours(place) as kernel:
-        yield kernel
+    return our_kernels.kernel()
 
 
-@pytest.fixture(scope="module")
-def real_kernel(directory: Path) -> Iterator[Kernel]:
+@pytest.fixture
+def real_kernel(real_kernels: Running) -> Kernel:
     """The kernel that this runs on."""
-    place = directory / "linux"
-    place.mkdir()
-    with linux(place) as kernel:
-        yield kernel
+    return real_kernels.kernel()
 
 
 @pytest.mark.root

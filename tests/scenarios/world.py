@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import shutil
 import tempfile
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from tests.scenarios import image
 from tests.scenarios.disk import Disk
-from tests.scenarios.files import DEADLINE, Anon, Device
+from tests.scenarios.files import DEADLINE, Anon, Device, poll_mask
 from tests.scenarios.kernels import Kernel
 from tests.scenarios.netfs import Netfs, Pending
 from tests.scenarios.transcript import Transcript
@@ -22,7 +23,7 @@ from tests.scenarios.transcript import Transcript
 from pagein.protocol.messages import Open, Read
 
 _FLAGS = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
-LIMIT = 60.0
+LIMIT = 45.0
 """Seconds that a scenario may take altogether."""
 
 
@@ -112,6 +113,15 @@ class World:
         self.netfs.mount(name, fsid)
         return device.take_open()
 
+    def asked(self, device: Device, pending: Pending) -> bool:
+        """Wait until there is something to read, or until `pending` has ended; which it was."""
+        give_up = time.monotonic() + DEADLINE
+        while not poll_mask(device.number, 0.01, select.POLLIN):
+            if pending.ended():
+                return False
+            assert time.monotonic() < give_up, f"neither asked for more nor ended: {pending.what}"
+        return True
+
     def note(self, text: str) -> None:
         """Write a line of the scenario's own."""
         self.log.say(text)
@@ -140,7 +150,9 @@ def world(kernel: Kernel, directory: Path) -> Iterator[World]:
         try:
             yield mine
         finally:
+            kernel.broken = True  # until the end was reached
             mine.end()
+            kernel.broken = not watch.is_alive()
     finally:
         watch.cancel()
         watch.join()
