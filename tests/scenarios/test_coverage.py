@@ -6,7 +6,7 @@ from tests.scenarios.differences import DIFFERENCES, ELSEWHERE, Difference, expe
 from tests.scenarios.facts import facts
 from tests.scenarios.registry import HERE, scenarios
 
-AT_LEAST = 5
+AT_LEAST = 80
 """Facts of sections 1 to 10 that are held on both kernels."""
 
 
