@@ -27,6 +27,7 @@ class Difference:
 
 
 _ROOT_OF_OURS = "names in .: directory 700 cache, directory 700 graveyard, file 600 pagein.inflight"
+_FILE = "file of 'blob': mode 600 size 65536 xattr 000000000001000000000000000000000100"
 
 DIFFERENCES: tuple[Difference, ...] = (
     Difference(
@@ -112,6 +113,132 @@ DIFFERENCES: tuple[Difference, ...] = (
         scenarios=("what_bind_makes",),
         kernel=("names in .: directory 700 cache, directory 700 graveyard",),
         ours=(_ROOT_OF_OURS,),
+    ),
+    Difference(
+        row="a new backing file is linked when the object is withdrawn",
+        facts=("7.2 new file invisible", "7.4 commit at close"),
+        scenarios=("new_file_appears_at_the_end",),
+        kernel=("file of 'blob': none",),
+        ours=(f"{_FILE} data pages 0-3",),
+    ),
+    Difference(
+        row="a new backing file is linked when the object is withdrawn",
+        facts=("7.4 commit at close",),
+        scenarios=("close_after_the_last_fd",),
+        kernel=("file of 'blob': none",),
+        ours=(f"{_FILE} data pages 0-0",),
+    ),
+    Difference(
+        row="READs go beyond the size that copen told",
+        facts=("6 size zero", "6 size no bound"),
+        scenarios=("copen_size_zero",),
+        kernel=(
+            "device: read: READ id=1 object=1 0+4096",
+            "object 1: pwrite 4096 at 0: 4096",
+            "object 1: cread 1: ok",
+            "mount a (fsid=blob): ok",
+        ),
+        ours=("device: read: CLOSE id=1 object=1", "mount a (fsid=blob): EIO"),
+    ),
+    Difference(
+        row="READs go beyond the size that copen told",
+        facts=("6 size no bound",),
+        scenarios=("copen_size_too_small",),
+        kernel=(
+            "device: read: READ id=2 object=1 16384+4096",
+            "object 1: pwrite 4096 at 16384: 4096",
+            "object 1: cread 2: ok",
+            "read a/data 12288+4096: 4096 bytes E",
+        ),
+        ours=("read a/data 12288+4096: EIO",),
+    ),
+    Difference(
+        row="an anonymous fd's SEEK_SET, CUR and END act on the cache file",
+        facts=("8.1 before copen",),
+        scenarios=("anon_before_copen",),
+        kernel=("object 1: lseek SET 0: ENOBUFS", "object 1: lseek END 0: ENOBUFS"),
+        ours=("object 1: lseek SET 0: 0", "object 1: lseek END 0: 0"),
+    ),
+    Difference(
+        row="an anonymous fd's SEEK_SET, CUR and END act on the cache file",
+        facts=("7.4 writes after close",),
+        scenarios=("surviving_fd",),
+        kernel=("object 1': lseek END 0: ENOBUFS",),
+        ours=("object 1': lseek END 0: 0",),
+    ),
+    Difference(
+        row="an anonymous fd's SEEK_SET, CUR and END act on the cache file",
+        facts=("8.1 lseek moves another",),
+        scenarios=("anon_position",),
+        kernel=(
+            "object 1: lseek CUR 0: 20480",
+            "object 1: lseek CUR 4096: 24576",
+            "object 1: lseek HOLE 0: 12288",
+        ),
+        ours=(
+            "object 1: lseek CUR 0: 24576",
+            "object 1: lseek CUR 4096: 28672",
+            "object 1: lseek HOLE 0: 8192",
+        ),
+    ),
+    Difference(
+        row="an anonymous fd's SEEK_SET, CUR and END act on the cache file",
+        facts=("8.1 lseek moves another",),
+        scenarios=("anon_position",),
+        kernel=("object 1: lseek HOLE 0: 16384",),
+        ours=("object 1: lseek HOLE 0: 12288",),
+    ),
+    Difference(
+        row="pread of an anonymous fd is ESPIPE",
+        facts=("8.1 reads",),
+        scenarios=("anon_cannot_be_read",),
+        kernel=("pread: ESPIPE",),
+        ours=("pread: EBADF",),
+    ),
+    Difference(
+        row="a write may end inside a page",
+        facts=("8.1 length of blocks",),
+        scenarios=("anon_write_inside_a_page",),
+        kernel=("object 1: pwrite 512 at 4096: 512", "object 1: lseek DATA 4096: 4096"),
+        ours=("object 1: pwrite 512 at 4096: EINVAL", "object 1: lseek DATA 4096: ENXIO"),
+    ),
+    Difference(
+        row="a write from memory that is not aligned is EINVAL",
+        facts=("8.1 misaligned memory",),
+        scenarios=("anon_misaligned_memory",),
+        kernel=("object 1: pwrite 4096 at 4096, memory at 1: EINVAL",),
+        ours=("object 1: pwrite 4096 at 4096, memory at 1: 4096",),
+    ),
+    Difference(
+        row="READs go beyond the size that copen told",
+        facts=("8.1 grows",),
+        scenarios=("anon_beyond_the_end",),
+        kernel=("object 1: lseek END 0: 73728", "object 1: lseek DATA 65536: 69632"),
+        ours=("object 1: lseek END 0: 65536", "object 1: lseek DATA 65536: ENXIO"),
+    ),
+    Difference(
+        row="sendfile and splice into an anonymous fd are EINVAL",
+        facts=("8.1 copied into",),
+        scenarios=("anon_copied_into",),
+        kernel=(
+            "sendfile: EINVAL",
+            "splice: EINVAL",
+            "copy_file_range: EINVAL",
+            "object 1: lseek DATA 4096: ENXIO",
+        ),
+        ours=(
+            "sendfile: 4096",
+            "splice: 4096",
+            "copy_file_range: EXDEV",
+            "object 1: lseek DATA 4096: 4096",
+        ),
+    ),
+    Difference(
+        row="fstat of an anonymous fd says size 0",
+        facts=("8.1 fstat",),
+        scenarios=("anon_fstat",),
+        kernel=("object 1: fstat: mode 600 size 0",),
+        ours=("object 1: fstat: mode 600 size 65536",),
     ),
 )
 

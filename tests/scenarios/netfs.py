@@ -141,6 +141,12 @@ class Pending:
         either = self.said in ("EIO", "ENOBUFS")
         self._log.say(f"{self.what}: {'EIO or ENOBUFS' if either else self.said or 'no answer'}")
 
+    def ended(self) -> bool:
+        """Whether it has come to its end."""
+        if self.said is None:
+            self.said = self._process.answer(self._number, 0)
+        return self.said is not None
+
     def settle(self) -> None:
         """Wait for its end without a word."""
         if self.said is None:
