@@ -59,7 +59,15 @@ class Cookie:
     def present(self, offset: int, length: int) -> bool:
         """Whether the pages under [offset, offset + length) can be read now."""
         start = offset & -PAGE_SIZE
-        return self.file.present.covers(start, offset + length) and not self.session.dead
+        return self.file.present.covers(start, offset + length) and not self.withdrawn
+
+    @property
+    def withdrawn(self) -> bool:
+        """Whether its cache is off line, after which no read succeeds (facts 7.5).
+
+        Dead is not enough: as long as the daemon has an anonymous fd, what is there is read.
+        """
+        return self.session.cache is None
 
 
 class FsCache:
@@ -181,6 +189,8 @@ class FsCache:
         As the kernel (facts 9.2, 9.4): a READ covers the leading hole; after its CREAD the range
         is looked at once more, and a hole still at its start fails the read with EIO.
         """
+        if cookie.withdrawn:
+            raise error(errno.ENOBUFS)
         start = offset & -PAGE_SIZE
         end = max(start, min(offset + length, cookie.length))
         requests = cookie.session.requests
@@ -193,5 +203,5 @@ class FsCache:
             await requests.wait(request, self._read_timeout)
             if not cookie.file.present.covers(first, first + PAGE_SIZE):
                 raise error(errno.EIO)
-        if cookie.session.dead:
-            raise error(errno.EIO)
+        if cookie.withdrawn:
+            raise error(errno.ENOBUFS)

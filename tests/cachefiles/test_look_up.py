@@ -150,17 +150,23 @@ def make_socket(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [Path.mkdir, os.mkfifo, make_socket, lambda path: path.symlink_to("/etc/passwd")]
+    ("make", "buried"),
+    [
+        (Path.mkdir, True),
+        (os.mkfifo, False),
+        (make_socket, False),
+        (lambda path: path.symlink_to("/etc/passwd"), False),
+    ],
 )
-def test_what_is_no_regular_file_goes_to_the_graveyard(
-    cache: Cache, path: Path, tmp_path: Path, make: Callable[[Path], object]
+def test_what_is_no_regular_file_makes_way(
+    cache: Cache, path: Path, tmp_path: Path, make: Callable[[Path], object], buried: bool
 ) -> None:
     path.unlink()
     make(path)
     assert cache.exists(PATH)
     assert not found(cache, SIZE)
     assert path.is_file() and not path.is_symlink()
-    assert graves(tmp_path) == [path.name]
+    assert graves(tmp_path) == ([path.name] if buried else [])
 
 
 def test_an_unreadable_file_system_is_told(

@@ -150,12 +150,16 @@ class Cache:
     def find(self, relative: bytes) -> int | None:
         """Open an object's file, or None when there is none. The caller owns the fd.
 
-        What is no regular file is moved aside (facts 7.3).
+        A directory in its place goes to the graveyard, what else is no file is removed (facts 7.3).
         """
         path = self.path_of(relative)
         try:
-            if not stat.S_ISREG(os.lstat(path).st_mode):
+            kind = stat.S_IFMT(os.lstat(path).st_mode)
+            if kind == stat.S_IFDIR:
                 self._to_graveyard(path)
+            elif kind != stat.S_IFREG:
+                log.warning("%s is no regular file, removed", os.fsdecode(path))
+                os.unlink(path)
             return open_cache_file(path)
         except FileNotFoundError:
             return None

@@ -25,6 +25,8 @@ _ACCESS_MODES = 0o3
 _O_WRONLY = 0o1
 # NOFLUSH: a close must not wait for a kernel half that is being replaced, or has ended.
 _DEVICE_FLAGS = abi.Fopen.DIRECT_IO | abi.Fopen.NOFLUSH
+# Linux: DEFAULT_POLLMASK, of a file without a poll of its own
+_ALWAYS_READY = select.POLLIN | select.POLLOUT | select.POLLRDNORM | select.POLLWRNORM
 _ANON_FLAGS = _DEVICE_FLAGS | abi.Fopen.PARALLEL_DIRECT_WRITES
 
 
@@ -174,11 +176,11 @@ class DeviceFs:
     def _write(self, request: abi.Request) -> bytes | Coroutine[Any, Any, bytes]:
         wanted = abi.WriteIn.parse(request.body)
         if request.nodeid == _DEVICE:
-            return self._command(bytes(wanted.data))
+            return self._command(bytes(wanted.data), request.pid)
         return self._pwrite(self._file(wanted.fh), wanted)
 
-    async def _command(self, data: bytes) -> bytes:
-        return abi.write_out(await self.device.write(data))
+    async def _command(self, data: bytes, pid: int) -> bytes:
+        return abi.write_out(await self.device.write(data, b"/proc/%d/cwd" % pid))
 
     async def _pwrite(self, file: AnonymousFile, wanted: abi.WriteIn) -> bytes:
         with wanted.data:
@@ -187,7 +189,7 @@ class DeviceFs:
     def _poll(self, request: abi.Request) -> bytes:
         wanted = abi.PollIn.parse(request.body)
         if request.nodeid != _DEVICE:
-            return abi.poll_out(select.POLLIN | select.POLLOUT)
+            return abi.poll_out(_ALWAYS_READY)
         if wanted.flags & abi.POLL_SCHEDULE_NOTIFY and wanted.kh not in self.poll_handles:
             self.poll_handles.add(wanted.kh)
             self._changed()

@@ -30,6 +30,8 @@ class Session:
 
     def __init__(self, wake: Callable[[], None], first_id: int, first_object_id: int) -> None:
         self.dir: bytes | None = None
+        self.cwd = b"."
+        """Working directory of who writes commands: a relative `dir` is resolved there, at bind."""
         self.tag: bytes | None = None
         self.ondemand_mode = False
         self.cache: Cache | None = None
@@ -148,8 +150,11 @@ class CachefilesDevice:
             self._changed()
         return message
 
-    async def write(self, data: bytes) -> int:
-        """One command; returns its length. Order of checks and errno: facts 2."""
+    async def write(self, data: bytes, cwd: bytes = b".") -> int:
+        """One command, of somebody whose working directory is `cwd`; returns its length.
+
+        Order of checks and errno: facts 2.
+        """
         if self._session().dead:
             raise error(errno.EIO)
         verb, args = commands.split(data)
@@ -157,6 +162,7 @@ class CachefilesDevice:
             session = self._session()
             if session.dead:
                 raise error(errno.EIO)
+            session.cwd = cwd
             await getattr(self, "_cmd_" + verb)(session, args)
         return len(data)
 
@@ -191,13 +197,13 @@ class CachefilesDevice:
 
     async def bind(self, session: Session) -> None:
         """Take the session's directory. Raises what `Cache` raises."""
-        directory = session.dir
-        assert directory is not None
+        assert session.dir is not None
+        directory = os.path.join(session.cwd, session.dir)
         loop = asyncio.get_running_loop()
         try:
             cache = await loop.run_in_executor(None, lambda: Cache(directory, shared=self.shared))
         except OSError as problem:
-            session.problem = f"cache {os.fsdecode(directory)}: {problem.strerror}"
+            session.problem = f"cache {os.fsdecode(session.dir)}: {problem.strerror}"
             log.error("bind: %s", session.problem)
             self.bound.set()
             raise
@@ -205,6 +211,8 @@ class CachefilesDevice:
             cache.close()
             raise error(errno.EIO)
         session.cache = cache
+        if directory != session.dir:  # a successor has another working directory
+            session.dir = cache.directory
         self.bound.set()
         self._changed()
 

@@ -208,7 +208,7 @@ class Ondemand:
             ).encode()
         if request.opcode is Opcode.READ:
             return messages.Read(request.msg_id, obj.ondemand_id, request.off, request.len).encode()
-        return messages.Close(request.msg_id, max(obj.ondemand_id, 0)).encode()
+        return messages.Close(request.msg_id, obj.ondemand_id & NO_FD).encode()
 
     def _start_reopening(self, obj: CachefilesObject) -> None:
         obj.event(ObjectEvent.READ_MET)
@@ -329,18 +329,17 @@ class Ondemand:
         """The last close of the anonymous fd (facts 8.4)."""
         object_id, obj.ondemand_id = obj.ondemand_id, FD_CLOSED
         self.objects.pop(object_id, None)
+        # A CLOSE that waits is delivered all the same, with an id of nobody (facts 4.2): the kernel
+        # looks for its id in the message, where it stands only once it has been read.
         if obj.state is not ObjectState.DROPPING:
             obj.event(ObjectEvent.FD_CLOSED)
-        for request in list(self.pending.values()):
-            if request.object is obj and request.opcode is Opcode.CLOSE:
-                self.complete(request)
 
     # ---- the end of an object, the end of the cache ------------------------------------------
 
     async def withdraw(self, obj: CachefilesObject, timeout: float) -> None:
         """Tell the daemon by CLOSE, then drop the object: its pending requests fail EIO.
 
-        Waits at most `timeout` seconds for the CLOSE to be read or the fds to be closed.
+        Waits at most `timeout` seconds for the CLOSE to be read.
         """
         if obj.state is ObjectState.OPEN and not self.dead:
             request = self.enqueue(obj, Opcode.CLOSE)

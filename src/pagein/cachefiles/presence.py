@@ -12,6 +12,7 @@ import errno
 import os
 import tempfile
 from collections.abc import Iterator
+from typing import IO
 
 from pagein.rangeset import RangeSet
 
@@ -59,9 +60,10 @@ def probe(directory: str | bytes) -> None:
 
     A page of data and a page of zeros in a sparse file must show as just those two pages, also
     after the hole was read (facts half-to-half 3: tmpfs with huge=always, xfs with an extent size
-    hint). Raises InexactHoles naming the directory, or the OSError met on the way.
+    hint). Raises InexactHoles naming the directory, or the OSError met on the way; EOPNOTSUPP
+    where no file can be made whoever asks, as in /proc (facts cachefiles-kernel 2.2).
     """
-    with tempfile.TemporaryFile(dir=os.fsdecode(directory), prefix="pagein-probe-") as file:
+    with _new_file(directory) as file:
         fd = file.fileno()
         os.ftruncate(fd, _PROBE_SIZE)
         wanted = []
@@ -73,6 +75,17 @@ def probe(directory: str | bytes) -> None:
         os.fsync(fd)
         _compare(fd, wanted, directory)
         _check_xattr(fd, directory)
+
+
+def _new_file(directory: str | bytes) -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile(dir=os.fsdecode(directory), prefix="pagein-probe-")
+    except OSError as error:
+        refused = error.errno in (errno.EACCES, errno.EPERM) and os.access(directory, os.W_OK)
+        if refused or (error.errno == errno.ENOENT and os.path.isdir(directory)):
+            text = f"files cannot be made there ({error.strerror})"
+            raise OSError(errno.EOPNOTSUPP, text, os.fsdecode(directory)) from None
+        raise
 
 
 def _compare(fd: int, wanted: list[tuple[int, int]], directory: str | bytes) -> None:

@@ -1,0 +1,1 @@
+"""Scenarios: short programs that the real kernel and ours must answer alike. See README.md."""
