@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.scenarios import image
+from tests.scenarios.files import Anon
 from tests.scenarios.registry import scenario
 from tests.scenarios.world import World
 
@@ -61,7 +62,7 @@ def reads_of_what_is_there(w: World) -> None:
 def reads_of_two_mounts(w: World) -> None:
     """Two mounts that share a blob ask for the same range twice: READs may overlap."""
     device = w.bound()
-    blobs = []
+    blobs: list[Anon] = []
     for name in ("a", "b"):
         mounting = w.netfs.mount(name, f"blob-{name}", "shared", "dev")
         message, anon = device.take_open()
