@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
+from typing import Protocol
 
-from pagein.protocol.messages import Message, Open
+from pagein.protocol.messages import Message, Open, Read
 
 
 class DeviceDead(OSError):
@@ -42,6 +43,14 @@ class AnonFd(ABC):
             OSError: EINVAL if there is no such request any more: its reader may have been killed.
         """
 
+    def serve(self, data: memoryview, offset: int, msg_id: int) -> None:
+        """Write as `pwrite`, then complete a READ, all in the calling thread: see `Shortcut`.
+
+        Raises:
+            OSError: nothing was completed. What `cread` says of a READ that is gone is not told.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     async def lseek(self, offset: int, whence: int) -> int:
         """As lseek(2) of the cache file: SEEK_DATA and SEEK_HOLE tell what is present."""
@@ -59,8 +68,24 @@ class AnonFd(ABC):
         """Close this fd, once calls that use it have ended. Twice is fine."""
 
 
+class Shortcut(Protocol):
+    """Serves a READ in the thread that heard of it, where that takes hardly any time."""
+
+    due: bool
+    """Whether the loop should hear of what was served soon; else it may wait until it is quiet."""
+
+    def serve(self, message: Read) -> bool:
+        """Complete `message` now, in the calling thread; False leaves it to the loop."""
+
+    def report(self) -> None:
+        """On the loop: account for what `serve` did. Comes before any later message."""
+
+
 class Device(ABC):
     """Where requests come from and commands go."""
+
+    shortcut: Shortcut | None = None
+    """To be set before the first `read`; only of use to a device that has a thread of its own."""
 
     @abstractmethod
     async def read(self) -> Message:

@@ -16,13 +16,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import threading
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from pagein.daemon.buffers import Budget, GaveWay
 from pagein.daemon.failures import RecentFailures
 from pagein.daemon.fetch import Claim, Failure, Fetch, Waiting, Write
-from pagein.daemon.readahead import WINDOW_MAX, Policy
+from pagein.daemon.readahead import GRANULE, WINDOW_MAX, Plan, Policy
 from pagein.origins.base import Origin
 from pagein.protocol.messages import PAGE_SIZE
 from pagein.rangeset import RangeSet
@@ -42,6 +43,14 @@ CALM: Final = 5.0
 # least is so large that a window still shows how fast the origin is.
 _WINDOW_SECONDS = 1.0
 _WINDOW_LEAST = 1 << 20
+
+
+class Taken(NamedTuple):
+    """What a thread took upon itself, in bytes, and the plan that the READ gave rise to."""
+
+    start: int
+    end: int
+    plan: Plan
 
 
 class Fill:
@@ -91,6 +100,9 @@ class Fill:
         self.errors = 0
         self.last_error: str | None = None
         self.name = name
+        # The loop changes `present`, `_inflight` and the policy, and `take` looks at them from a
+        # thread: both hold this lock, for no longer than that takes.
+        self._lock = threading.Lock()
         self._policy = Policy(size)
         self._inflight = RangeSet()
         self._fetches: dict[Fetch, asyncio.Task[None]] = {}
@@ -120,7 +132,9 @@ class Fill:
         read = Waiting(start, end)
         self._add(read)
         try:
-            self._start_plan(start, end - start, now)
+            with self._lock:
+                plan = self._plan(start, end - start)
+            self._follow(plan, now)
             await self._wait(read, now + self.timeout)
         finally:
             self._remove(read)
@@ -147,7 +161,8 @@ class Fill:
 
     def forget(self, off: int, length: int) -> None:
         """A range is not in the cache any more: fetch it again when it is read."""
-        self.present.discard(*self._pages(off, length))
+        with self._lock:
+            self.present.discard(*self._pages(off, length))
 
     async def close(self) -> None:
         """Fail the reads, cancel the fetches and wait until their writes have ended."""
@@ -161,6 +176,38 @@ class Fill:
         for fetch in self._fetches:  # cancelled before their first step
             self.budget.end(fetch)
         self._fetches.clear()
+
+    # ---- for a thread that has the bytes at hand
+
+    def take(self, off: int, length: int) -> Taken | None:
+        """In any thread: claim the range of a READ, and the little around it that goes with it.
+
+        None: some of it is here or on its way, so that only `read` knows what is to be done. What
+        was taken is in flight until the loop calls `settle`, which must happen.
+        """
+        start, end = self._pages(off, length)
+        with self._lock:
+            if self._closed or start == end or not self._is_free(start, end):
+                return None
+            plan = self._plan(start, end - start)
+            low, high = plan.demand
+            if high - low > max(GRANULE, end - start) or not self._is_free(low, high):
+                low, high = start, end
+            self._inflight.add(low, high)
+        return Taken(low, high, plan)
+
+    def settle(self, taken: Taken, *, landed: bool) -> None:
+        """What was taken is in the cache now, or is not; fetch what else was planned."""
+        with self._lock:
+            self._inflight.discard(taken.start, taken.end)
+        if landed:
+            self.requests += 1
+            self.landed(taken.start, taken.end)
+        if not self._closed:
+            self._follow(taken.plan, asyncio.get_running_loop().time())
+
+    def _is_free(self, start: int, end: int) -> bool:
+        return not (self.present.overlaps(start, end) or self._inflight.overlaps(start, end))
 
     # ---- waiting
 
@@ -243,25 +290,32 @@ class Fill:
 
     # ---- fetching
 
-    def _start_plan(self, off: int, length: int, now: float) -> None:
+    def _plan(self, off: int, length: int) -> Plan:
         window = WINDOW_MAX
         if self.speed is not None:
             window = max(_WINDOW_LEAST, int(min(self.speed * _WINDOW_SECONDS, WINDOW_MAX)))
-        plan = self._policy.plan(off, length, self.present, self._inflight, limit=window)
+        return self._policy.plan(off, length, self.present, self._inflight, limit=window)
+
+    def _follow(self, plan: Plan, now: float) -> None:
         self._launch(*plan.demand)
         if plan.ahead is not None and now >= self._calm_until:
             self._launch(*plan.ahead)
 
     def _launch(self, start: int, end: int) -> None:
         """Start a fetch for each part of [start, end) that is neither present nor in flight."""
-        for low, high in self.present.gaps(start, end):
-            for gap in self._inflight.gaps(low, high):
-                fetch = Fetch(self, *gap)
+        for fetch in [Fetch(self, *gap) for gap in self._claim(start, end)]:
+            self._fetches[fetch] = asyncio.create_task(self._run(fetch))
+            for read in self._reads:
+                if fetch.start < read.end and read.start < fetch.end:
+                    self._join(fetch, read)
+
+    def _claim(self, start: int, end: int) -> list[tuple[int, int]]:
+        with self._lock:
+            missing = self.present.gaps(start, end)
+            gaps = [gap for each in missing for gap in self._inflight.gaps(*each)]
+            for gap in gaps:
                 self._inflight.add(*gap)
-                self._fetches[fetch] = asyncio.create_task(self._run(fetch))
-                for read in self._reads:
-                    if fetch.start < read.end and read.start < fetch.end:
-                        self._join(fetch, read)
+        return gaps
 
     async def _run(self, fetch: Fetch) -> None:
         error: Exception | None = None
@@ -277,7 +331,8 @@ class Fill:
     def _ended(self, fetch: Fetch, error: Exception | None) -> None:
         """What the fetch did not bring is a gap again, and its readers decide what to do."""
         del self._fetches[fetch]
-        self._inflight.discard(fetch.start, fetch.end)
+        with self._lock:
+            self._inflight.discard(fetch.start, fetch.end)
         gap = self.present.first_gap(fetch.start, fetch.end)
         if error is not None:
             self._calm_until = asyncio.get_running_loop().time() + CALM
@@ -299,7 +354,8 @@ class Fill:
         self.speed = speed if self.speed is None else (3 * self.speed + speed) / 4
 
     def _arrived(self, start: int, end: int) -> None:
-        self.present.add(start, end)
+        with self._lock:
+            self.present.add(start, end)
         for read in self._reads:
             overlaps = read.start < end and start < read.end
             if overlaps and self.present.covers(read.start, read.end):

@@ -20,6 +20,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final
 
 from pagein.daemon import presence
+from pagein.daemon.athand import AtHand
 from pagein.daemon.buffers import Budget
 from pagein.daemon.device import AnonFd, Device
 from pagein.daemon.fetch import Claim
@@ -76,6 +77,7 @@ class Daemon:
         self._timeout = timeout
         self._opener = Opener(origin, timeout)
         self._objects = ObjectTable()
+        self._at_hand = AtHand(self._objects)
         self._budget = Budget()
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -109,6 +111,7 @@ class Daemon:
 
     def stats(self) -> list[dict[str, Any]]:
         """What became of each open blob: sizes in bytes, counts, text of the last error."""
+        self._at_hand.report()
         return [
             {
                 "volume": readable(blob.key[0]),
@@ -188,6 +191,7 @@ class Daemon:
     # ---- requests
 
     async def _read_requests(self, device: Device) -> None:
+        device.shortcut = self._at_hand
         while True:
             message = await device.read()
             self._spawn(self._handle(device, message))

@@ -37,6 +37,12 @@ class Blob:
         """Both keys as text, for the log."""
         return name_of(self.key)
 
+    @property
+    def simple(self) -> bool:
+        """Whether the origin may have bytes at hand, and what is missing is known and only ours."""
+        seeded = self.seeding is not None and self.seeding.done()
+        return seeded and self.origin.instant and self.fill.claim is None
+
 
 class ObjectTable:
     """object_id -> fds and blob; (volume, cookie) -> blob."""
