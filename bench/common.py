@@ -32,6 +32,7 @@ MB = 1_000_000
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 console = Console(highlight=False)
+console.width = max(console.width, 100)  # in a narrower one, tables would be cut
 
 
 @dataclass(frozen=True)

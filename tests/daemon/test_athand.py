@@ -12,11 +12,20 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
-from tests.daemon.helpers import KIB, MIB, Cache, FakeOrigin, content, make_fill, run, settle
+from tests.daemon.helpers import (
+    KIB,
+    MIB,
+    Cache,
+    FakeOrigin,
+    content,
+    ensure,
+    make_fill,
+    run,
+    settle,
+)
 
 from pagein.daemon.athand import AtHand
 from pagein.daemon.device import AnonFd
-from pagein.daemon.fill import Taken
 from pagein.daemon.objects import Blob, ObjectTable
 from pagein.daemon.poller import Poller
 from pagein.protocol.messages import Close, Message, Read
@@ -32,20 +41,20 @@ def test_what_a_thread_took_is_waited_for_and_not_fetched_again() -> None:
     async def main() -> None:
         origin = FakeOrigin(content(SIZE))
         fill = make_fill(origin, Cache(SIZE))
-        taken = fill.take(256 * KIB, PAGE)
-        assert taken is not None
-        assert (taken.start, taken.end) == (256 * KIB, 272 * KIB)  # what goes with a page
-        assert fill.take(256 * KIB, PAGE) is None
-        reading = asyncio.create_task(fill.read(256 * KIB, PAGE))
+        assert fill.take(256 * KIB, 272 * KIB)
+        assert not fill.take(260 * KIB, 264 * KIB)
+        reading = asyncio.create_task(fill.read(256 * KIB, 16 * KIB))
         await settle()
         assert not reading.done()
-        fill.settle(taken, landed=True)
+        fill.settle(256 * KIB, 272 * KIB, landed=True)
         await reading
         assert origin.gets == []
         assert (fill.fetched, fill.requests) == (16 * KIB, 1)
-        assert fill.take(260 * KIB, PAGE) is None  # it is here
+        assert not fill.take(268 * KIB, 276 * KIB)  # some of it is here
+        assert fill.take(272 * KIB, 276 * KIB)
+        fill.settle(272 * KIB, 276 * KIB, landed=False)
         await fill.close()
-        assert fill.take(0, PAGE) is None
+        assert not fill.take(0, PAGE)
 
     run(main())
 
@@ -55,46 +64,32 @@ def test_what_a_thread_gave_up_is_fetched_for_those_who_wait() -> None:
         origin = FakeOrigin(content(SIZE))
         cache = Cache(SIZE)
         fill = make_fill(origin, cache)
-        taken = fill.take(MIB, 128 * KIB)
-        assert taken is not None
+        assert fill.take(MIB, MIB + 128 * KIB)
         reading = asyncio.create_task(fill.read(MIB + 4 * KIB, 300 * KIB))
         await settle()
-        fill.settle(taken, landed=False)
+        assert not reading.done()
+        fill.settle(MIB, MIB + 128 * KIB, landed=False)
         await reading
-        assert fill.present.covers(MIB, MIB + 304 * KIB)
+        assert fill.present.covers(MIB + 4 * KIB, MIB + 304 * KIB)
         cache.check(origin.data)
 
     run(main())
 
 
-def test_neighbours_that_are_here_or_on_their_way_are_left_alone() -> None:
+def test_what_the_loop_fetches_cannot_be_taken() -> None:
     async def main() -> None:
-        fill = make_fill(FakeOrigin(content(SIZE)), Cache(SIZE))
-        fill.seed([(8 * KIB, 12 * KIB)])
-        taken = fill.take(0, PAGE)
-        assert taken is not None
-        assert (taken.start, taken.end) == (0, PAGE)
-        fill.settle(taken, landed=True)  # the rest of the granule is fetched behind it
-        await settle()
-        assert fill.present.covers(0, 16 * KIB)
-
-    run(main())
-
-
-def test_a_stream_that_a_thread_serves_grows_ahead_of_it() -> None:
-    async def main() -> None:
-        origin = FakeOrigin(content(SIZE))
+        origin = FakeOrigin(content(SIZE), gate=asyncio.Event())
         fill = make_fill(origin, Cache(SIZE))
-        edges = []
-        for off in range(0, 512 * KIB, 128 * KIB):
-            taken = fill.take(off, 128 * KIB)
-            if taken is not None:  # else it was read ahead
-                assert (taken.start, taken.end) == (off, off + 128 * KIB)
-                fill.settle(taken, landed=True)
-                await settle()
-            edges.append(next(fill.present.gaps(0, SIZE))[0])
-        assert edges == [128 * KIB, 384 * KIB, 384 * KIB, 896 * KIB]
-        assert sum(end - start for start, end in origin.gets) == (896 - 3 * 128) * KIB
+        reading = asyncio.create_task(fill.read(MIB, PAGE))
+        await settle()
+        assert not fill.take(MIB, MIB + PAGE)
+        assert not fill.take(MIB + 12 * KIB, MIB + 20 * KIB)  # its granule
+        assert fill.take(MIB + 16 * KIB, MIB + 20 * KIB)
+        assert origin.gate is not None
+        origin.gate.set()
+        await reading
+        fill.forget(MIB, PAGE)
+        assert fill.take(MIB, MIB + PAGE)
 
     run(main())
 
@@ -107,18 +102,20 @@ def test_threads_and_the_loop_never_bring_the_same_byte_twice() -> None:
         fill = make_fill(origin, cache)
         loop = asyncio.get_running_loop()
 
-        def settle_one(taken: Taken, landed: bool) -> None:
+        def settle_one(start: int, end: int, landed: bool) -> None:
             if landed:
-                cache.held.add(taken.start, taken.end)
-                cache.bytes[taken.start : taken.end] = origin.data[taken.start : taken.end]
-            fill.settle(taken, landed=landed)
+                ensure(not cache.held.overlaps(start, end), "written twice")
+                cache.held.add(start, end)
+                cache.bytes[start:end] = origin.data[start:end]
+            fill.settle(start, end, landed=landed)
 
         def thread(seed: int) -> None:
             dice = random.Random(seed)
             for _ in range(400):
-                taken = fill.take(dice.randrange(size // PAGE) * PAGE, PAGE * dice.randint(1, 9))
-                if taken is not None:
-                    loop.call_soon_threadsafe(settle_one, taken, dice.random() < 0.5)
+                start = dice.randrange(size // PAGE) * PAGE
+                end = min(start + PAGE * dice.randint(1, 9), size)
+                if fill.take(start, end):
+                    loop.call_soon_threadsafe(settle_one, start, end, dice.random() < 0.5)
 
         threads = [threading.Thread(target=thread, args=(seed,)) for seed in range(3)]
         for each in threads:
@@ -199,17 +196,16 @@ class Rig:
         self.at_hand = AtHand(objects)
 
 
-def test_a_read_is_written_with_its_granule_and_completed() -> None:
+def test_a_read_is_written_and_completed_and_the_loop_hears_of_it() -> None:
     async def main() -> None:
         rig = Rig()
         await settle()
-        assert rig.at_hand.serve(Read(5, 1, 100 * PAGE, PAGE))
-        assert rig.anon.served == [(rig.origin.data[100 * PAGE : 104 * PAGE], 100 * PAGE, 5)]
-        assert not rig.at_hand.due
+        assert rig.at_hand.serve(Read(5, 1, 100 * PAGE, 2 * PAGE))
+        assert rig.anon.served == [(rig.origin.data[100 * PAGE : 102 * PAGE], 100 * PAGE, 5)]
         assert rig.fill.fetched == 0
         rig.at_hand.report()
         rig.at_hand.report()
-        assert rig.fill.fetched == 4 * PAGE
+        assert rig.fill.fetched == 2 * PAGE
         assert rig.origin.gets == []
         assert not rig.at_hand.serve(Read(6, 1, 100 * PAGE, PAGE))  # it is here: the loop looks
 
@@ -222,8 +218,20 @@ def test_the_last_page_is_filled_with_zeros() -> None:
         await settle()
         rig.at_hand._buffer.view[:] = b"x" * MIB  # of earlier reads
         assert rig.at_hand.serve(Read(1, 1, 2 * PAGE, PAGE))
-        assert rig.anon.served == [(rig.origin.data + bytes(PAGE - 100), 0, 1)]
-        rig.at_hand.report()
+        assert rig.anon.served == [(rig.origin.data[-100:] + bytes(PAGE - 100), 2 * PAGE, 1)]
+
+    run(main())
+
+
+def test_a_stream_is_left_to_the_loop() -> None:
+    async def main() -> None:
+        rig = Rig()
+        await settle()
+        served = [
+            rig.at_hand.serve(Read(number, 1, number * 128 * KIB, 128 * KIB)) for number in range(4)
+        ]
+        assert served == [True, False, False, False]
+        assert rig.at_hand.serve(Read(9, 1, 3 * MIB, 128 * KIB))
 
     run(main())
 
@@ -254,6 +262,7 @@ def test_what_cannot_be_served_is_left_to_the_loop(spoil: Callable[[Rig], None])
         assert rig.anon.served == []
         rig.at_hand.report()
         await rig.fill.read(0, 128 * KIB)
+        rig.cache.check(rig.origin.data)
         assert rig.cache.held.covers(0, 128 * KIB)
         assert sum(end - start for start, end in rig.origin.gets) == 128 * KIB
 
@@ -280,7 +289,8 @@ def test_what_is_not_simple_is_left_to_the_loop() -> None:
         rig.origin.instant = True
         assert rig.at_hand.serve(Read(7, 1, 0, PAGE))
         rig.at_hand.report()
-        assert rig.fill.fetched == 16 * KIB  # and none of the others left anything taken
+        assert rig.fill.fetched == PAGE
+        assert rig.fill.take(PAGE, SIZE)  # none of the others left anything taken
 
     run(main())
 
@@ -294,6 +304,8 @@ def test_the_loop_hears_of_many_reads_before_they_end() -> None:
             assert rig.at_hand.serve(Read(number, 1, number * 64 * KIB, PAGE))
             due.append(rig.at_hand.due)
         assert due == [False] * 63 + [True]
+        rig.at_hand.report()
+        assert not rig.at_hand.due
 
     run(main())
 

@@ -71,8 +71,9 @@ class AnonFd(ABC):
 class Shortcut(Protocol):
     """Serves a READ in the thread that heard of it, where that takes hardly any time."""
 
-    due: bool
-    """Whether the loop should hear of what was served soon; else it may wait until it is quiet."""
+    @property
+    def due(self) -> bool:
+        """Whether the loop should hear of what was served; else it may wait until it is quiet."""
 
     def serve(self, message: Read) -> bool:
         """Complete `message` now, in the calling thread; False leaves it to the loop."""

@@ -18,12 +18,12 @@ import errno
 import logging
 import threading
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 from pagein.daemon.buffers import Budget, GaveWay
 from pagein.daemon.failures import RecentFailures
 from pagein.daemon.fetch import Claim, Failure, Fetch, Waiting, Write
-from pagein.daemon.readahead import GRANULE, WINDOW_MAX, Plan, Policy
+from pagein.daemon.readahead import WINDOW_MAX, Policy
 from pagein.origins.base import Origin
 from pagein.protocol.messages import PAGE_SIZE
 from pagein.rangeset import RangeSet
@@ -43,14 +43,6 @@ CALM: Final = 5.0
 # least is so large that a window still shows how fast the origin is.
 _WINDOW_SECONDS = 1.0
 _WINDOW_LEAST = 1 << 20
-
-
-class Taken(NamedTuple):
-    """What a thread took upon itself, in bytes, and the plan that the READ gave rise to."""
-
-    start: int
-    end: int
-    plan: Plan
 
 
 class Fill:
@@ -100,8 +92,8 @@ class Fill:
         self.errors = 0
         self.last_error: str | None = None
         self.name = name
-        # The loop changes `present`, `_inflight` and the policy, and `take` looks at them from a
-        # thread: both hold this lock, for no longer than that takes.
+        # The loop changes `present` and `_inflight`, and `take` looks at them from a thread: both
+        # hold this lock, for no longer than that takes.
         self._lock = threading.Lock()
         self._policy = Policy(size)
         self._inflight = RangeSet()
@@ -122,7 +114,7 @@ class Fill:
                 (the kernel asks again page by page: facts cachefiles-kernel 9.4). What arrived
                 before is in the cache all the same.
         """
-        start, end = self._pages(off, length)
+        start, end = self.pages(off, length)
         if self.present.covers(start, end):
             return
         self._check_open()
@@ -132,27 +124,25 @@ class Fill:
         read = Waiting(start, end)
         self._add(read)
         try:
-            with self._lock:
-                plan = self._plan(start, end - start)
-            self._follow(plan, now)
+            self._start_plan(start, end - start, now)
             await self._wait(read, now + self.timeout)
         finally:
             self._remove(read)
 
     def covers(self, off: int, length: int) -> bool:
         """Whether a read of the range would return at once."""
-        return self.present.covers(*self._pages(off, length))
+        return self.present.covers(*self.pages(off, length))
 
     def prefetch(self, off: int, length: int) -> None:
         """Fetch a range in the background, after everything that somebody waits for."""
         self._check_open()
-        self._launch(*self._pages(off, length))
+        self._launch(*self.pages(off, length))
 
     # ---- for the owner
 
     def seed(self, present: Iterable[tuple[int, int]]) -> None:
         """Add byte ranges that were found in the cache; only whole pages of them count."""
-        limit = self._pages(0, self.size)[1]
+        limit = self.pages(0, self.size)[1]
         for low, high in present:
             start, end = -(-low // PAGE_SIZE) * PAGE_SIZE, min(high, limit)
             end = end // PAGE_SIZE * PAGE_SIZE
@@ -162,7 +152,7 @@ class Fill:
     def forget(self, off: int, length: int) -> None:
         """A range is not in the cache any more: fetch it again when it is read."""
         with self._lock:
-            self.present.discard(*self._pages(off, length))
+            self.present.discard(*self.pages(off, length))
 
     async def close(self) -> None:
         """Fail the reads, cancel the fetches and wait until their writes have ended."""
@@ -179,35 +169,31 @@ class Fill:
 
     # ---- for a thread that has the bytes at hand
 
-    def take(self, off: int, length: int) -> Taken | None:
-        """In any thread: claim the range of a READ, and the little around it that goes with it.
+    def take(self, start: int, end: int) -> bool:
+        """In any thread: claim a range of whole pages of which nothing is here or on its way.
 
-        None: some of it is here or on its way, so that only `read` knows what is to be done. What
-        was taken is in flight until the loop calls `settle`, which must happen.
+        False: only `read` knows what is to be done. What was taken is in flight until the loop
+        calls `settle`, which must happen.
         """
-        start, end = self._pages(off, length)
         with self._lock:
-            if self._closed or start == end or not self._is_free(start, end):
-                return None
-            plan = self._plan(start, end - start)
-            low, high = plan.demand
-            if high - low > max(GRANULE, end - start) or not self._is_free(low, high):
-                low, high = start, end
-            self._inflight.add(low, high)
-        return Taken(low, high, plan)
+            if self._closed or self.present.overlaps(start, end):
+                return False
+            if self._inflight.overlaps(start, end):
+                return False
+            self._inflight.add(start, end)
+        return True
 
-    def settle(self, taken: Taken, *, landed: bool) -> None:
-        """What was taken is in the cache now, or is not; fetch what else was planned."""
+    def settle(self, start: int, end: int, *, landed: bool) -> None:
+        """What was taken is in the cache now, or is a gap again."""
         with self._lock:
-            self._inflight.discard(taken.start, taken.end)
+            self._inflight.discard(start, end)
         if landed:
             self.requests += 1
-            self.landed(taken.start, taken.end)
-        if not self._closed:
-            self._follow(taken.plan, asyncio.get_running_loop().time())
-
-    def _is_free(self, start: int, end: int) -> bool:
-        return not (self.present.overlaps(start, end) or self._inflight.overlaps(start, end))
+            self.landed(start, end)
+            return
+        for read in self._reads:
+            if read.start < end and start < read.end:
+                read.wake(None)
 
     # ---- waiting
 
@@ -290,13 +276,12 @@ class Fill:
 
     # ---- fetching
 
-    def _plan(self, off: int, length: int) -> Plan:
+    def _start_plan(self, off: int, length: int, now: float) -> None:
         window = WINDOW_MAX
         if self.speed is not None:
             window = max(_WINDOW_LEAST, int(min(self.speed * _WINDOW_SECONDS, WINDOW_MAX)))
-        return self._policy.plan(off, length, self.present, self._inflight, limit=window)
-
-    def _follow(self, plan: Plan, now: float) -> None:
+        with self._lock:
+            plan = self._policy.plan(off, length, self.present, self._inflight, limit=window)
         self._launch(*plan.demand)
         if plan.ahead is not None and now >= self._calm_until:
             self._launch(*plan.ahead)
@@ -363,7 +348,7 @@ class Fill:
 
     # ---- odds and ends
 
-    def _pages(self, off: int, length: int) -> tuple[int, int]:
+    def pages(self, off: int, length: int) -> tuple[int, int]:
         """The whole pages that [off, off + length) touches, as far as the blob has them."""
         if off < 0 or length < 0:
             raise ValueError(f"not a range: {length} bytes at {off}")

@@ -31,6 +31,7 @@ class Blob:
     fill: Fill
     objects: list[int] = field(default_factory=list)
     seeding: asyncio.Task[None] | None = None
+    edge: int = -1  # end of the last READ that came alone; of the thread that hears of them
 
     @property
     def name(self) -> str:
