@@ -149,7 +149,9 @@ class Anon(AnonFd):
             raise self.error
         self.served.append((bytes(data), offset, msg_id))
 
-    async def pwrite(self, data: memoryview | bytes, offset: int) -> None:
+    async def pwrite(
+        self, data: memoryview | bytes, offset: int, then: Callable[[], None] | None = None
+    ) -> None:
         raise AssertionError
 
     async def cread(self, msg_id: int) -> None:

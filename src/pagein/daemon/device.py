@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 from pagein.protocol.messages import Message, Open, Read
@@ -24,8 +25,13 @@ class AnonFd(ABC):
     """One open file description's fd of an object's cache file (seed: The OPEN Request)."""
 
     @abstractmethod
-    async def pwrite(self, data: memoryview | bytes, offset: int) -> None:
+    async def pwrite(
+        self, data: memoryview | bytes, offset: int, then: Callable[[], None] | None = None
+    ) -> None:
         """Write all of `data`; its length and `offset` are multiples of 4096 bytes.
+
+        `then` is called as soon as all is written, in the thread that did so; where no thread does,
+        it may be left out.
 
         A caller that is cancelled, or gets an error, must leave the memory of `data` as it is: a
         write that was given up may still be reading it.
@@ -42,6 +48,10 @@ class AnonFd(ABC):
         Raises:
             OSError: EINVAL if there is no such request any more: its reader may have been killed.
         """
+
+    def complete(self, msg_id: int) -> None:
+        """As `cread`, but in the calling thread, which may have to wait."""
+        raise NotImplementedError
 
     def serve(self, data: memoryview, offset: int, msg_id: int) -> None:
         """Write as `pwrite`, then complete a READ, all in the calling thread: see `Shortcut`.

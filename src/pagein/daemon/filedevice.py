@@ -142,15 +142,31 @@ class FileAnonFd(AnonFd):
         self._users = 1  # the owner, and each call that runs
         self._open = True
 
-    async def pwrite(self, data: memoryview | bytes, offset: int) -> None:
+    async def pwrite(
+        self, data: memoryview | bytes, offset: int, then: Callable[[], None] | None = None
+    ) -> None:
         """Write all of `data`, in a thread; `data` must stay as it is even after a cancellation."""
         _check_pages(data, offset)
         whole = _aligned(data) if self._real else memoryview(data)
-        await self._use(lambda fd: _pwrite_all(fd, whole, offset), write=True)
+
+        def write(fd: int) -> None:
+            _pwrite_all(fd, whole, offset)
+            if then is not None:
+                then()
+
+        await self._use(write, write=True)
 
     async def cread(self, msg_id: int) -> None:
         """Complete a READ, by value or by pointer."""
         await self._use(lambda fd: self._complete(fd, msg_id))
+
+    def complete(self, msg_id: int) -> None:
+        """Complete a READ in the calling thread."""
+        self._enter()
+        try:
+            self._complete(self._fd, msg_id)
+        finally:
+            self._release()
 
     def serve(self, data: memoryview, offset: int, msg_id: int) -> None:
         """Write and complete; `data` is page-aligned memory."""

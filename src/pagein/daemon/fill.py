@@ -22,7 +22,7 @@ from typing import Final
 
 from pagein.daemon.buffers import Budget, GaveWay
 from pagein.daemon.failures import RecentFailures
-from pagein.daemon.fetch import Claim, Failure, Fetch, Waiting, Write
+from pagein.daemon.fetch import Claim, Failure, Fetch, Then, Waiting, Write
 from pagein.daemon.readahead import WINDOW_MAX, Policy
 from pagein.origins.base import Origin
 from pagein.protocol.messages import PAGE_SIZE
@@ -106,8 +106,10 @@ class Fill:
 
     # ---- for those who read
 
-    async def read(self, off: int, length: int) -> None:
+    async def read(self, off: int, length: int, then: Then | None = None) -> None:
         """Return when [off, off + length), as far as it is within the blob, is in the cache.
+
+        `then` is called before, and not on the loop, if the last write of the range can do that.
 
         Raises:
             OSError: it could not be had before the deadline, or just failed for somebody else
@@ -121,7 +123,7 @@ class Fill:
         now = asyncio.get_running_loop().time()
         if (recent := self._failures.find(self.present.gaps(start, end), now)) is not None:
             raise _again(recent)
-        read = Waiting(start, end)
+        read = Waiting(start, end, then)
         self._add(read)
         try:
             self._start_plan(start, end - start, now)
@@ -327,6 +329,16 @@ class Fill:
         for read in fetch.waiting:
             if not read.napping:
                 read.wake(failure)
+
+    def ends(self, start: int, end: int) -> list[Then]:
+        """Called by a fetch: the reads that miss nothing but [start, end), or some of that."""
+        found = []
+        for read in self._reads:
+            if read.then is not None and read.start < end and start < read.end:
+                missing = self.present.gaps(read.start, read.end)
+                if all(start <= low and high <= end for low, high in missing):
+                    found.append(read.then)
+        return found
 
     def landed(self, start: int, end: int) -> None:
         """Called by a fetch: [start, end) is in the cache now."""
