@@ -353,3 +353,38 @@ def test_a_call_of_the_threads_own_timeout_error_is_passed_on() -> None:
         workers.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_a_write_and_its_cread_in_one_call_of_a_thread(
+    real: bool, pair: tuple[int, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    completed: list[tuple[bytes, object]] = []
+
+    def complete(_fd: int, request: int, argument: object) -> None:
+        assert request == IOC_READ_COMPLETE
+        completed.append((path.read_bytes(), argument))
+        raise OSError(errno.EINVAL, "the reader was killed")
+
+    monkeypatch.setattr(fcntl, "ioctl", complete)
+    monkeypatch.setattr(filedevice, "_ioctl_by_value", complete)
+    data = memoryview(mmap.mmap(-1, 2 * PAGE))
+    data[:] = b"\x05" * 2 * PAGE
+
+    async def main() -> None:
+        device = FileDevice.from_fd(pair[0], None if real else os.open(tmp_path, os.O_PATH))
+        anon = FileAnonFd(os.open(path, os.O_WRONLY), device, real=real)
+        with pytest.raises(OSError):
+            anon.serve(data[:100], 0, 6)
+        assert completed == []
+        anon.serve(data, PAGE, 7)
+        await anon.close()
+        with pytest.raises(OSError):
+            anon.serve(data, 0, 8)
+        await device.close()
+
+    asyncio.run(main())
+    written = bytes(PAGE) + b"\x05" * 2 * PAGE
+    assert completed == [(written, 7 if real else struct.pack("=I", 7))]
