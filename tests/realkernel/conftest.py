@@ -37,6 +37,17 @@ def image(image_dir: Path) -> Image:
 
 
 @pytest.fixture(scope="session")
+def small(image_dir: Path) -> Image:
+    """Some 100 KiB in 5 files, for tests that mount it often."""
+    directory = image_dir / "small"
+    (directory / "tree").mkdir(parents=True)
+    source = random.Random(2)
+    for size in (0, 1, 4096, 40_000, 70_001):
+        (directory / "tree" / f"{size}").write_bytes(source.randbytes(size))
+    return make_image(directory, directory / "tree")
+
+
+@pytest.fixture(scope="session")
 def packed(image: Image) -> Path:
     """The same tree, compressed."""
     return mkfs(image.tree.parent / "packed.erofs", image.tree, "-zlz4")

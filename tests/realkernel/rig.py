@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import subprocess
 from collections.abc import Iterator
@@ -68,9 +69,12 @@ class Served(Pagein):
         for pid in self._pids(module):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
-                wait_for(lambda: pid not in self._pids(module))
+                wait_for(functools.partial(self._gone, pid))
                 return pid
         return 0
+
+    def _gone(self, pid: int) -> bool:
+        return pid not in self.processes()
 
     def end(self) -> None:
         """Wait until nothing runs any more, and the device is free."""

@@ -113,14 +113,14 @@ def on_linux(linux: Pagein, image: Path) -> Iterator[tuple[OwnDaemon, Mount]]:
 
 @pytest.mark.parametrize("first", ["ours", "linux"])
 def test_keys_of_all_kinds_are_found_by_the_other_kernel_without_one_read(
-    first: str, image: Image, kernels: tuple[Pagein, Daemon]
+    first: str, small: Image, kernels: tuple[Pagein, Daemon]
 ) -> None:
     assert {kind: object_name(key.encode())[:1].decode() for kind, key in KEYS.items()} == {
         kind: kind for kind in KEYS
     }
     halves: list[AbstractContextManager[tuple[OwnDaemon, Mount]]]
-    halves = [on_ours(kernels[0], image.single), on_linux(kernels[1], image.single)]
-    right = sums(image.tree)
+    halves = [on_ours(kernels[0], small.single), on_linux(kernels[1], small.single)]
+    right = sums(small.tree)
     for number, half in enumerate(halves if first == "ours" else reversed(halves)):
         with half as (daemon, mount):
             for kind, key in KEYS.items():

@@ -41,11 +41,11 @@ def all_fds(pid: int) -> int:
 
 
 def test_a_daemon_with_nothing_to_do_is_replaced(
-    image: Image, place: Served, server: WebServer
+    small: Image, place: Served, server: WebServer
 ) -> None:
-    place.mount(*serve(server, single=image.single))
+    place.mount(*serve(server, single=small.single))
     killed = place.kill()
-    assert sums(place.target) == sums(image.tree)
+    assert sums(place.target) == sums(small.tree)
     assert place.pid(USER_HALF) != killed
     assert anonymous_fds(place.pid(USER_HALF)) == 1
     place.umount()
@@ -53,10 +53,10 @@ def test_a_daemon_with_nothing_to_do_is_replaced(
 
 
 def test_a_mount_that_waits_for_its_daemon_is_answered_by_the_next(
-    image: Image, place: Served, server: WebServer
+    small: Image, place: Served, server: WebServer
 ) -> None:
     """OPEN is there and not yet delivered: the daemon sleeps from the moment it is asked of it."""
-    single, packed = serve(server, single=image.single, meta=image.meta)
+    single, packed = serve(server, single=small.single, meta=small.meta)
     place.mount(single)
     cookie = place.ask({"op": "resolve", "source": packed})["cookie"]
     os.kill(place.pid(USER_HALF), signal.SIGSTOP)
@@ -69,17 +69,17 @@ def test_a_mount_that_waits_for_its_daemon_is_answered_by_the_next(
     finally:
         # Without its data file this image is not mounted; that says the daemon.
         assert mounting.wait(DEADLINE) != 0
-    assert sums(place.target) == sums(image.tree)
+    assert sums(place.target) == sums(small.tree)
     place.umount()
     place.end()
 
 
 def test_a_close_that_nobody_took_is_done_with_the_next_daemon(
-    image: Image, place: Served, server: WebServer
+    small: Image, place: Served, server: WebServer
 ) -> None:
-    (source,) = serve(server, single=image.single)
+    (source,) = serve(server, single=small.single)
     place.mount(source)
-    assert sums(place.target) == sums(image.tree)
+    assert sums(place.target) == sums(small.tree)
     os.kill(place.pid(USER_HALF), signal.SIGSTOP)
     umount = subprocess.Popen(place.argv("umount", place.target))
     wait_for(lambda: not os.path.ismount(place.target))
@@ -88,16 +88,16 @@ def test_a_close_that_nobody_took_is_done_with_the_next_daemon(
     place.kill()
     assert umount.wait(DEADLINE) == 0
     place.end()
-    assert place.assert_cached_right(image.single) > 0
+    assert place.assert_cached_right(small.single) > 0
     place.mount(source)
-    assert sums(place.target) == sums(image.tree)
+    assert sums(place.target) == sums(small.tree)
     assert place.fetched() == 0
     place.umount()
     place.end()
 
 
 def test_killed_in_each_state(
-    image: Image, place: Served, server: WebServer, public_tmp: Path
+    small: Image, place: Served, server: WebServer, public_tmp: Path
 ) -> None:
     points = public_tmp / "points"
     points.mkdir()
@@ -113,8 +113,8 @@ def test_killed_in_each_state(
     try:
         with os.fdopen(read) as ready:
             assert ready.readline() == "ok\n", place.log()
-        place.mount(*serve(server, single=image.single))
-        assert sums(place.target) == sums(image.tree)
+        place.mount(*serve(server, single=small.single))
+        assert sums(place.target) == sums(small.tree)
         place.umount()
         assert keeper.wait(DEADLINE) == 0, place.log()
     finally:
@@ -122,13 +122,13 @@ def test_killed_in_each_state(
         keeper.wait(DEADLINE)
     assert {path.name for path in points.iterdir()} == set(dying.POINTS)
     place.end()
-    assert place.assert_cached_right(image.single) > 0
+    assert place.assert_cached_right(small.single) > 0
 
 
 def test_the_deputy_is_replaced_and_knows_what_was_mounted(
-    image: Image, place: Served, server: WebServer
+    small: Image, place: Served, server: WebServer
 ) -> None:
-    meta, blob = serve(server, meta=image.meta, blob=image.blob)
+    meta, blob = serve(server, meta=small.meta, blob=small.blob)
     place.mount(meta, blob)
     before = place.status()
     killed = place.kill(DEPUTY)
@@ -137,7 +137,7 @@ def test_the_deputy_is_replaced_and_knows_what_was_mounted(
     assert after.pop("pid") != before.pop("pid")
     assert after == before
     assert after["mounts"][0]["sources"] == [meta, blob]
-    assert sums(place.target) == sums(image.tree)
+    assert sums(place.target) == sums(small.tree)
     place.umount()
     place.end()
 
@@ -171,20 +171,20 @@ def test_a_killed_keeper_gives_readers_an_error_and_a_new_one_works(
 
 
 def test_a_dead_mount_that_is_only_in_use_is_in_the_way_too(
-    image: Image, place: Served, server: WebServer
+    small: Image, place: Served, server: WebServer
 ) -> None:
-    (source,) = serve(server, single=image.single)
+    (source,) = serve(server, single=small.single)
     place.mount(source)
-    with (place.target / image.files[-1]).open("rb"):
+    with (place.target / small.files[-1]).open("rb"):
         place.kill(KEEPER)
         wait_for(lambda: not place.processes())
-        place.ok("umount", place.target)
+        place.ok("umount", "--lazy", place.target)
         refused = place.run("mount", "--front-end", "kernel", source, place.target)
         assert refused.returncode == 1
         assert "end the processes (or containers) that still use it" in refused.stderr
         assert refused.stderr.count("\n") == 1
     place.mount(source)
-    assert sums(place.target) == sums(image.tree)
+    assert sums(place.target) == sums(small.tree)
     place.umount()
     place.end()
 

@@ -16,8 +16,10 @@ def sources_of(kind: str, image: Image, packed: Path) -> list[Path]:
     return {"plain": [image.single], "lz4": [packed], "devices": [image.meta, image.blob]}[kind]
 
 
-@pytest.mark.parametrize("over", ["file", "http"])
-@pytest.mark.parametrize("kind", ["plain", "lz4", "devices"])
+@pytest.mark.parametrize(
+    ("kind", "over"),
+    [("plain", "file"), ("plain", "http"), ("lz4", "http"), ("devices", "http")],
+)
 def test_an_image_is_read_right_and_fetched_once(
     kind: str, over: str, image: Image, packed: Path, served: Daemon, server: WebServer
 ) -> None:

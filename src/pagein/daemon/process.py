@@ -25,7 +25,7 @@ from typing import Any
 import pagein.origins.file
 import pagein.origins.http
 from pagein.control import Answer, ControlServer, listen, message_of
-from pagein.daemon.device import Device, DeviceDead
+from pagein.daemon.device import DEVICE_LOST, Device, DeviceDead
 from pagein.daemon.filedevice import FileDevice
 from pagein.daemon.loop import Daemon, raise_fd_limit
 from pagein.daemon.records import Records
@@ -34,8 +34,6 @@ from pagein.origins import Origin, OriginError, open_origin, redact, resolve
 log = logging.getLogger("pagein.daemon")
 
 RECORDS = "origins"
-DEVICE_LOST = 3
-"""Exit status: the device is gone, or its cache is dead, and no successor could do better."""
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 
 

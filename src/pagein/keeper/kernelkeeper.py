@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pagein.daemon.process import DEVICE_LOST
+from pagein.daemon.device import DEVICE_LOST
 from pagein.keeper.half import Half
 from pagein.keeper.heldkernel import HeldKernel
 from pagein.keeper.keeper import AnyKeeper
