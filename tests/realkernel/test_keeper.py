@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 from tests.e2e.harness import DEADLINE, Image, drop_caches, read_errno, sums, wait_for
@@ -135,10 +136,17 @@ def test_a_device_in_use_is_refused_with_who_uses_it(small: Image, place: Served
     place.end()
 
 
+def waits_for_ctrl_c(pid: int) -> bool:
+    """Whether SIGINT is blocked, for sigtimedwait(2): the mount is made, and shown."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    blocked = re.search(r"^SigBlk:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return blocked is not None and bool(int(blocked[1], 16) >> (signal.SIGINT - 1) & 1)
+
+
 def test_in_the_foreground(small: Image, place: Served) -> None:
     argv = place.argv("mount", "--front-end", "kernel", "--foreground", small.single, place.target)
     command = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: os.path.ismount(place.target))
+    wait_for(lambda: waits_for_ctrl_c(command.pid))
     assert sums(place.target) == sums(small.tree)
     command.send_signal(signal.SIGINT)
     said, _ = command.communicate(timeout=DEADLINE)
