@@ -13,6 +13,9 @@ from typing import Protocol
 
 from pagein.protocol.messages import Message, Open, Read
 
+DEVICE_LOST = 3
+"""Exit status of the user half: the device is gone, and no successor could do better."""
+
 
 class DeviceDead(OSError):
     """The device is gone, or its cache is dead: nothing will be answered any more (EIO)."""

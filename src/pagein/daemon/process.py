@@ -25,21 +25,15 @@ from typing import Any
 import pagein.origins.file
 import pagein.origins.http
 from pagein.control import Answer, ControlServer, listen, message_of
-from pagein.daemon.device import Device
+from pagein.daemon.device import DEVICE_LOST, Device, DeviceDead
 from pagein.daemon.filedevice import FileDevice
-from pagein.daemon.loop import Daemon, bind, raise_fd_limit
+from pagein.daemon.loop import Daemon, raise_fd_limit
 from pagein.daemon.records import Records
 from pagein.origins import Origin, OriginError, open_origin, redact, resolve
 
 log = logging.getLogger("pagein.daemon")
 
 RECORDS = "origins"
-_BIND_TEXTS = {
-    errno.EINVAL: "this kernel has no on-demand mode (CONFIG_CACHEFILES_ONDEMAND)",
-    errno.EOPNOTSUPP: "the kernel keeps no cache on this file system; use ext4, xfs or btrfs",
-    errno.EBUSY: "the cache is in use",
-    errno.ENOBUFS: "too little space is left for a cache",
-}
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 
 
@@ -129,8 +123,6 @@ def serve(path: str, *, control: str, cache: str, timeout: float, user: str) -> 
                 text = "no such device: does `pagein device` run?"
                 raise OSError(errno.ENOENT, text, path) from None
             raise
-        if device.real:
-            await _bind_as_root(device, cache)
         os.makedirs(os.path.dirname(control), 0o700, exist_ok=True)
         with listen(control) as sock:
             if os.geteuid() == 0:
@@ -139,16 +131,6 @@ def serve(path: str, *, control: str, cache: str, timeout: float, user: str) -> 
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s daemon %(message)s")
     asyncio.run(run())
-
-
-async def _bind_as_root(device: FileDevice, cache: str) -> None:
-    """Bind the kernel's device to `cache` while we still may; others must get to the records."""
-    os.makedirs(cache, 0o711, exist_ok=True)
-    try:
-        await bind(device, cache)
-    except OSError as problem:
-        text = _BIND_TEXTS.get(problem.errno or 0)
-        raise OSError(problem.errno, text or problem.strerror, cache) from None
 
 
 def give_up_privileges(user: str, directory: str, *, with_parent: bool) -> None:
@@ -188,8 +170,6 @@ def main() -> int:
     async def run() -> None:
         dir_fd = None if options.dir_fd < 0 else options.dir_fd  # none: it is the real device
         device = FileDevice.from_fd(options.device_fd, dir_fd, timeout=options.timeout)
-        if device.real:
-            await _bind_as_root(device, options.cache)
         if os.geteuid() == 0:
             give_up_privileges(options.user, os.path.join(options.cache, RECORDS), with_parent=True)
         process = Process(device, cache=options.cache, timeout=options.timeout)
@@ -197,6 +177,9 @@ def main() -> int:
 
     try:
         asyncio.run(run())
+    except DeviceDead as problem:
+        log.error("%s", message_of(problem))
+        return DEVICE_LOST
     except OSError as problem:
         log.error("%s", message_of(problem))
         return 1
