@@ -5,6 +5,7 @@ dying.py DIRECTORY --die USER-HALF-ARGUMENT...
 """
 
 import argparse
+import inspect
 import os
 import signal
 import sys
@@ -25,8 +26,8 @@ POINTS = {
     "copen said": (Daemon, "_copen", "after"),
     "seeding": (presence, "seed", "before"),
     "READ delivered": (Daemon, "_read", "before"),
-    "data written": (FileAnonFd, "cread", "before"),
-    "CREAD done": (FileAnonFd, "cread", "after"),
+    "data written": (FileAnonFd, "_complete", "before"),
+    "CREAD done": (FileAnonFd, "_complete", "after"),
     "CLOSE delivered": (Daemon, "_withdraw", "before"),
 }
 
@@ -54,13 +55,21 @@ def die_at_next_point() -> None:
 
 
 def _dying(call: Callable[..., Any], mark: Path, when: str) -> Callable[..., Any]:
-    async def dying(*arguments: Any) -> Any:
-        if when == "after":
-            await call(*arguments)
+    def die() -> None:
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
 
-    return dying
+    async def on_the_loop(*arguments: Any) -> None:
+        if when == "after":
+            await call(*arguments)
+        die()
+
+    def in_a_thread(*arguments: Any) -> None:
+        if when == "after":
+            call(*arguments)
+        die()
+
+    return on_the_loop if inspect.iscoroutinefunction(call) else in_a_thread
 
 
 if __name__ == "__main__":
