@@ -137,7 +137,7 @@ def test_a_device_in_use_is_refused_with_who_uses_it(small: Image, place: Served
 
 
 def waits_for_ctrl_c(pid: int) -> bool:
-    """Whether SIGINT is blocked, for sigtimedwait(2): the mount is made, and shown."""
+    """Whether SIGINT is blocked, for sigtimedwait(2); before the mount, vfork blocks it as well."""
     status = Path(f"/proc/{pid}/status").read_text()
     blocked = re.search(r"^SigBlk:\s*([0-9a-f]+)$", status, re.MULTILINE)
     return blocked is not None and bool(int(blocked[1], 16) >> (signal.SIGINT - 1) & 1)
@@ -146,7 +146,7 @@ def waits_for_ctrl_c(pid: int) -> bool:
 def test_in_the_foreground(small: Image, place: Served) -> None:
     argv = place.argv("mount", "--front-end", "kernel", "--foreground", small.single, place.target)
     command = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: waits_for_ctrl_c(command.pid))
+    wait_for(lambda: os.path.ismount(place.target) and waits_for_ctrl_c(command.pid))
     assert sums(place.target) == sums(small.tree)
     command.send_signal(signal.SIGINT)
     said, _ = command.communicate(timeout=DEADLINE)
