@@ -116,7 +116,7 @@ def token_request(
     realm = challenge.parameters.get("realm", "")
     parts = _check_realm(source, realm, secure=secure)
     query = [("service", service)] if (service := challenge.parameters.get("service")) else []
-    scopes = (challenge.parameters.get("scope") or scope).split()
+    scopes = _merge_scopes(f"{scope} {challenge.parameters.get('scope', '')}")
     if credentials is not None and credentials.identity_token:
         form = {
             "grant_type": "refresh_token",
@@ -132,6 +132,16 @@ def token_request(
     named = credentials is not None and bool(credentials.username)
     headers = {"Authorization": basic(credentials)} if named and credentials is not None else {}
     return TokenRequest(url, headers)
+
+
+def _merge_scopes(text: str) -> list[str]:
+    """Each resource once, with all its actions: a registry asks for those of one request only, and
+    the token is for the requests that follow, too."""
+    merged: dict[str, dict[str, None]] = {}
+    for scope in text.split():
+        resource, _, actions = scope.rpartition(":")
+        merged.setdefault(resource, {}).update(dict.fromkeys(actions.split(",")))
+    return [f"{resource}:{','.join(actions)}" for resource, actions in merged.items()]
 
 
 def _check_realm(source: str, realm: str, *, secure: bool) -> Any:
