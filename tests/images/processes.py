@@ -35,11 +35,14 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def docker_registry(
-    directory: Path, auth: dict[str, Any] | None = None, tls: "Keys | None" = None
+    directory: Path,
+    auth: dict[str, Any] | None = None,
+    tls: "Keys | None" = None,
+    port: int | None = None,
 ) -> Iterator[str]:
-    """HOST:PORT of a docker-registry that keeps its content below `directory`."""
+    """HOST:PORT of a docker-registry with its content below `directory`; killed at the end."""
     program = need("docker-registry")
-    port = free_port()
+    port = port or free_port()
     config: dict[str, Any] = {
         "version": "0.1",
         "log": {"level": "error", "accesslog": {"disabled": True}},

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
-from tests.images.documents import Built, dumps
+from tests.images.documents import Built, describe, dumps
 from tests.images.processes import PASSWORD, USER
 
-from pagein.images.manifest import OCI_INDEX, digest_of
+from pagein.images.manifest import OCI_INDEX, OCI_MANIFEST, digest_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -147,6 +147,8 @@ class FakeRegistry:
     storage: Storage | None = None
     api: bool = False
     page: int = 1000
+    forgetful: bool = False
+    """Others write the referrers tag at the same time, and always win."""
     fault: Fault | None = None
     rounds: Rounds = field(default_factory=Rounds)
     requests: list[web.Request] = field(default_factory=list)
@@ -192,13 +194,30 @@ class FakeRegistry:
         if request.method == "PUT":
             data = await request.read()
             self.put(name, request.headers["Content-Type"], data)
-            return web.Response(status=201)
+            return web.Response(status=201, headers=self._index_subject(data))
         if name not in self.manifests:
             error = {"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}
             return web.json_response({"errors": [error]}, status=404)
         media_type, data = self.manifests[name]
         told = {"Docker-Content-Digest": digest_of(data), "Content-Type": media_type}
         return web.Response(body=data, headers=told)
+
+    def _index_subject(self, data: bytes) -> dict[str, str]:
+        """What a registry with the API does itself with a manifest that has a subject."""
+        document = json.loads(data)
+        if self.forgetful and "subject" not in document:
+            del self.manifests[next(name for name in self.manifests if name.startswith("sha256-"))]
+        if not self.api or "subject" not in document:
+            return {}
+        subject = document["subject"]["digest"]
+        _, known = self.manifests.get(subject.replace(":", "-"), ("", b'{"manifests": []}'))
+        members = {"artifactType": document["artifactType"]}
+        if "annotations" in document:
+            members["annotations"] = document["annotations"]
+        entries = json.loads(known)["manifests"] + [describe(data, OCI_MANIFEST, **members)]
+        index = dumps({"schemaVersion": 2, "manifests": entries})
+        self.put(subject.replace(":", "-"), OCI_INDEX, index)
+        return {"OCI-Subject": subject}
 
     async def _blob(self, request: web.Request, name: str) -> web.Response:
         if request.method == "POST":

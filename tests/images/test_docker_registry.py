@@ -1,6 +1,7 @@
 """Against Debian's docker-registry, with images that skopeo pushed."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -160,6 +161,39 @@ def test_tokens_of_a_real_registry_and_one_that_ends_in_the_middle(tmp_path: Pat
         subject, _ = await source.resolve()
         await source.push_artifact(subject, INDEX_TYPE, [ArtifactBlob("a/b", b"x")])
         assert server.asked == ["repository:py:pull", "repository:py:pull,push"]
+
+    asyncio.run(main())
+
+
+def test_a_registry_that_is_killed_in_the_middle_and_comes_back(tmp_path: Path) -> None:
+    large = build(b"large", layers=1, size=40_000_000)
+    layout = write_layout(tmp_path / "layout", {"v1": large})
+    layer, data = large.layer_descriptor(0), large.layers[0]
+
+    async def main() -> None:
+        with contextlib.ExitStack() as life:
+            host = life.enter_context(docker_registry(tmp_path))
+            skopeo_copy(f"oci:{layout}:v1", f"docker://{host}/py:v1")
+            async with opened(f"docker://{host}/py:v1") as source:
+                await load_image(source, AMD64)
+                origin = source.open_blob(layer)
+                got = bytearray()
+
+                async def stream() -> None:
+                    async for piece in origin.stream(0, layer.size):
+                        got.extend(piece)
+                        life.close()
+
+                error = await failure(stream(), layer.digest)
+                assert error.retry
+                assert 0 < len(got) < len(data)
+                assert data.startswith(got)
+                error = await failure(source.resolve(), source)
+                assert error.retry
+                assert "is the server running?" in str(error)
+                with docker_registry(tmp_path, port=int(host.partition(":")[2])):
+                    rest = await origin.read(len(got), len(data) - len(got))
+                    assert got + rest == data
 
     asyncio.run(main())
 

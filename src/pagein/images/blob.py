@@ -54,15 +54,20 @@ class BlobOrigin(HttpOrigin):
         if (link := self._link) is not None:
             # No Authorization: it is the registry's, and the link carries its own.
             target = Target(link, f"{self} (redirected)")
-            async with send(
-                self._client.session, "GET", target, self._timeout, headers=wanted.headers
-            ) as response:
-                if response.status not in _EXPIRED:
-                    yield response
-                    return
-                await read_body(response, MAX_REFUSAL)
-            if self._link == link:
-                self._link = None
+            good = False
+            try:
+                async with send(
+                    self._client.session, "GET", target, self._timeout, headers=wanted.headers
+                ) as response:
+                    good = response.status in wanted.expect
+                    if response.status not in _EXPIRED:
+                        yield response
+                        return
+                    await read_body(response, MAX_REFUSAL)
+            finally:
+                # Another try, whoever makes it, gets another link: perhaps to another server.
+                if not good and self._link == link:
+                    self._link = None
         async with self._client.open(wanted, attempts=1) as delivered:
             self._link = delivered.url if delivered.away else None
             yield delivered.response

@@ -141,6 +141,8 @@ class RegistryClient:
 
     @asynccontextmanager
     async def _send(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
+        if self.session.closed:
+            raise OriginError.of(self.source, "the source is closed", errno=errno.EBADF)
         target = Target(request.url, f"{self.source}: {request.what} ({_host(request.url)})")
         async with send(
             self.session,

@@ -35,7 +35,7 @@ _IDENTITY_TOKEN = "<token>"  # the user name that says the secret is one
 _NOT_FOUND = b"credentials not found"  # docker-credential-helpers, credentials/error.go
 
 
-class _Auth(msgspec.Struct, rename="lower"):
+class _Auth(msgspec.Struct, rename=lambda name: name.replace("_", "")):
     auth: str | None = None
     username: str | None = None
     password: str | None = None

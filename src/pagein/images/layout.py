@@ -52,7 +52,8 @@ class LayoutSource(ImageSource):
     """The image `reference`; what takes longer than `timeout` seconds is an error."""
 
     def __init__(self, reference: LayoutReference, *, timeout: float) -> None:
-        self._name = str(reference)
+        name = str(reference)
+        self._name = name if name.isprintable() else ascii(name)[1:-1]
         self._reference = reference
         self._directory = os.path.abspath(reference.directory)
         self._timeout = timeout

@@ -55,9 +55,12 @@ class Repository:
         )
 
     def has_blob(self, digest: str) -> Request:
-        """HEAD a blob: 200 or 404."""
+        """HEAD a blob: 404 if it is not there.
+
+        A redirect to storage says that it is; the link is often signed for GET alone.
+        """
         url = self.url(f"blobs/{digest}")
-        return Request(f"blob {digest}", "HEAD", url, expect=frozenset({200, 404}))
+        return Request(f"blob {digest}", "HEAD", url, expect=frozenset({200, 302, 307, 404}))
 
     def referrers(self, digest: str, artifact_type: str) -> Request:
         """GET the first page of the referrers of a digest; 404 where there is no such API."""

@@ -190,7 +190,7 @@ class RegistrySource(ImageSource):
 
     async def _push_blob(self, digest: str, data: bytes) -> None:
         there = await self._client.fetch(self._repository.has_blob(digest), 0, actions=_PUSH)
-        if there.status == 200:
+        if there.status != 404:
             return
         start = self._repository.start_upload(digest)
         opened = await self._client.fetch(start, MAX_MANIFEST, actions=_PUSH)
