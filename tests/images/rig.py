@@ -8,6 +8,7 @@ from tests.images.processes import PASSWORD, USER
 from tests.images.servers import FakeRegistry, running
 
 from pagein.images.auth import Credentials
+from pagein.images.connections import Connections
 from pagein.images.manifest import Descriptor
 from pagein.images.registry import RegistrySource
 from pagein.images.source import ImageSource, open_source
@@ -37,11 +38,13 @@ ANN = Credentials(USER, PASSWORD)
 async def opened(
     name: str, keys: Keys = NOBODY, *, timeout: float = PATIENT, plain_http: bool | None = None
 ) -> AsyncIterator[ImageSource]:
-    source = open_source(name, keychain=keys, timeout=timeout, plain_http=plain_http)
+    connections = Connections(keys, timeout=timeout)
+    source = open_source(name, connections, plain_http=plain_http)
     try:
         yield source
     finally:
         await source.close()
+        await connections.close()
 
 
 @contextlib.asynccontextmanager

@@ -206,7 +206,7 @@ class Server:
 
     def tokens(self, keys: Keys | None = None, timeout: float = 60.0) -> Tokens:
         return Tokens(
-            "image", "h", keys or Keys(), self.ask,
+            "h", keys or Keys(), self.ask,
             secure=True, timeout=timeout, clock=lambda: self.now,
         )  # fmt: skip
 
@@ -267,7 +267,7 @@ def test_an_error_is_everybodys_and_the_next_one_tries_again() -> None:
 def test_a_token_server_that_hangs_is_given_up() -> None:
     async def test(server: Server) -> None:
         tokens = server.tokens(timeout=0.01)
-        error = await failure(tokens.renew("s", None, bearer()), "image")
+        error = await failure(tokens.renew("s", None, bearer()), "h: ")
         assert (error.errno, error.retry) == (errno.ETIMEDOUT, True)
 
     run(test)

@@ -255,11 +255,11 @@ def test_nothing_waits_for_ever() -> None:
     asyncio.run(main())
 
 
-def test_a_closed_source_says_so() -> None:
+def test_closed_connections_say_so() -> None:
     async def main() -> None:
         async with pulling(honest()) as source:
             origin = source.open_blob(BLOB)
-            await source.close()
+            await source._client.session.close()
             await failure(origin.read(0, 10))
             await failure(source.resolve(), source)
 

@@ -6,17 +6,18 @@ import json
 
 import pytest
 from tests.images.documents import build, describe, dumps, index_of
-from tests.images.rig import ANN, INDEX_TYPE, Keys, failure, opened, pulling
+from tests.images.rig import ANN, INDEX_TYPE, PATIENT, Keys, failure, opened, pulling
 from tests.images.servers import FakeRegistry, Storage, TokenServer, basic_header, running
 
 from pagein.images.artifacts import ArtifactBlob
 from pagein.images.auth import Credentials
+from pagein.images.connections import Connections
 from pagein.images.manifest import OCI_INDEX, OCI_MANIFEST
 from pagein.images.parallel import each
 from pagein.images.paths import referrers_tag
 from pagein.images.platforms import parse_platform
 from pagein.images.registry import RegistrySource
-from pagein.images.source import load_image
+from pagein.images.source import load_image, open_source
 
 AMD64 = parse_platform("linux/amd64")
 IMAGE = build(b"fake", layers=12, size=20_000)
@@ -116,6 +117,29 @@ def test_a_token_whose_time_has_come_is_renewed_before_it_is_refused() -> None:
             await each(source.resolve() for _ in range(20))
             assert len(tokens.asked) == 2
             assert len(registry.requests) == 20
+
+    asyncio.run(main())
+
+
+def test_images_of_one_repository_share_its_token() -> None:
+    async def main() -> None:
+        tokens = TokenServer()
+        registry = registry_of(tokens=tokens)
+        keys = Keys()
+        async with running(registry) as host:
+            connections = Connections(keys, timeout=PATIENT)
+            try:
+                sources = [
+                    open_source(f"docker://{host}/app:{tag}", connections)
+                    for tag in ("v1", "multi") * 5
+                ]
+                for times in (1, 2):
+                    await each(source.resolve() for source in sources)
+                    assert len(tokens.asked) == times
+                    tokens.valid.clear()
+            finally:
+                await connections.close()
+        assert len(keys.asked) == 2
 
     asyncio.run(main())
 

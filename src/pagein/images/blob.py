@@ -14,7 +14,8 @@ from typing import ClassVar
 
 import aiohttp
 
-from pagein.images.client import RegistryClient, read_body
+from pagein.images.client import RegistryClient
+from pagein.images.connections import read_body
 from pagein.images.manifest import Descriptor
 from pagein.images.protocol import MAX_REFUSAL
 from pagein.origins.base import OriginError

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from pagein.images.auth import MAX_TOKEN_ANSWER, TokenRequest
+from pagein.images.connections import Connections, read_body
 from pagein.images.paths import Repository
 from pagein.images.protocol import (
     ATTEMPTS,
@@ -27,9 +27,8 @@ from pagein.images.protocol import (
     Wait,
 )
 from pagein.images.reference import RegistryReference
-from pagein.images.tokens import Keychain, Tokens
 from pagein.origins.base import OriginError
-from pagein.origins.http import Target, new_session, send
+from pagein.origins.http import Target, send
 
 SLOWEST = 64 << 10
 """Bytes per second that a body of known length has to come with, on average."""
@@ -48,39 +47,26 @@ class Delivered:
 
 
 class RegistryClient:
-    """Speaks to the registry of `reference`; made and used on one event loop, and closed there.
+    """Speaks to the registry of `reference` over `connections`, which stay their owner's.
 
     `plain_http`: True without TLS, False with; None for what docker does, TLS except to registries
-    on this machine. No wait exceeds `timeout` seconds.
+    on this machine.
     """
 
     def __init__(
         self,
         reference: RegistryReference,
+        connections: Connections,
         *,
-        keychain: Keychain,
-        timeout: float,
         plain_http: bool | None = None,
     ) -> None:
         plain = reference.is_local if plain_http is None else plain_http
         scheme = "http" if plain else "https"
         self.source = str(reference)
         self.repository = Repository(f"{scheme}://{reference.server}", reference.repository)
-        self.session = new_session()
-        self.timeout = timeout
-        self._tokens = Tokens(
-            self.source,
-            reference.host,
-            keychain,
-            self._ask_token,
-            secure=not plain,
-            timeout=timeout,
-        )
-
-    async def close(self) -> None:
-        """Close all connections; twice is fine."""
-        await self._tokens.close()
-        await self.session.close()
+        self.session = connections.session
+        self.timeout = connections.timeout
+        self._tokens = connections.tokens(reference.host, secure=not plain)
 
     async def fetch(
         self, wanted: Request, limit: int, *, actions: tuple[str, ...] = ("pull",)
@@ -117,9 +103,7 @@ class RegistryClient:
             judged = False
             try:
                 if isinstance(action, Authorize):
-                    header, fresh = await self._tokens.renew(
-                        scope, action.refused, action.challenge
-                    )
+                    header, fresh = await self._renew(scope, action)
                     judged = True
                     action = exchange.authorized(header, fresh=fresh)
                     continue
@@ -139,10 +123,18 @@ class RegistryClient:
                     raise
                 action = exchange.lost(exc)
 
+    async def _renew(self, scope: str, wanted: Authorize) -> tuple[str, bool]:
+        try:
+            return await self._tokens.renew(scope, wanted.refused, wanted.challenge)
+        except OriginError as exc:
+            # It is the same for all who wait for it: each says which image it was for.
+            number = exc.errno or errno.EACCES
+            raise OriginError.of(self.source, str(exc), errno=number, retry=exc.retry) from None
+
     @asynccontextmanager
     async def _send(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
         if self.session.closed:
-            raise OriginError.of(self.source, "the source is closed", errno=errno.EBADF)
+            raise OriginError.of(self.source, "the connections are closed", errno=errno.EBADF)
         target = Target(request.url, f"{self.source}: {request.what} ({_host(request.url)})")
         async with send(
             self.session,
@@ -169,44 +161,11 @@ class RegistryClient:
                 raise OriginError.of(self.source, f"{wanted.what}: more than {limit} bytes")
         return Answer(response.status, headers, body)
 
-    async def _ask_token(self, request: TokenRequest) -> bytes:
-        what = f"{self.source}: token from {_host(request.url)}"
-        target = Target(request.url, what)
-        method = "GET" if request.body is None else "POST"
-        async with send(
-            self.session,
-            method,
-            target,
-            self.timeout,
-            headers=request.headers,
-            body=request.body,
-        ) as response:
-            body, _ = await read_body(response, MAX_TOKEN_ANSWER)
-            if response.status == 200:
-                return body
-            status = response.status
-        if 400 <= status < 500 and status != 429:
-            cause = f"{status}: user, password or token were refused: docker login again"
-            raise OriginError.of(what, cause, errno=errno.EACCES)
-        raise OriginError.of(what, f"the server answered {status}", retry=status >= 429)
-
 
 def lower_headers(response: aiohttp.ClientResponse) -> dict[str, str]:
     """The headers as `Answer` wants them; a repeated one is one list (RFC 9110 5.3)."""
     names = {name.lower() for name in response.headers}
     return {name: ", ".join(response.headers.getall(name)) for name in names}
-
-
-async def read_body(response: aiohttp.ClientResponse, limit: int) -> tuple[bytes, bool]:
-    """The body's first `limit` bytes, and whether there are more."""
-    pieces = []
-    left = limit
-    async for piece in response.content.iter_any():
-        pieces.append(piece[:left])
-        if len(piece) > left:
-            return b"".join(pieces), True
-        left -= len(piece)
-    return b"".join(pieces), False
 
 
 def _host(url: str) -> str:

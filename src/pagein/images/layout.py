@@ -61,9 +61,6 @@ class LayoutSource(ImageSource):
     def __str__(self) -> str:
         return self._name
 
-    async def close(self) -> None:
-        """Nothing is held between calls."""
-
     async def resolve(self) -> tuple[Descriptor, bytes]:
         """The entry of index.json that the tag or digest names; without both, the only one."""
         return await self._in_thread(self._resolve)

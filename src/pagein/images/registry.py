@@ -15,6 +15,7 @@ from pagein.images.artifacts import (
 )
 from pagein.images.blob import BlobOrigin
 from pagein.images.client import RegistryClient
+from pagein.images.connections import Connections
 from pagein.images.manifest import (
     MAX_MANIFEST,
     OCI_INDEX,
@@ -31,7 +32,6 @@ from pagein.images.paths import referrers_tag
 from pagein.images.protocol import Answer, next_link, origin_of, resolve_url
 from pagein.images.reference import RegistryReference
 from pagein.images.source import ImageSource
-from pagein.images.tokens import Keychain
 from pagein.origins.base import Origin, OriginError
 
 _MAX_PAGES = 16  # of one answer of the referrers API
@@ -45,25 +45,18 @@ class RegistrySource(ImageSource):
     def __init__(
         self,
         reference: RegistryReference,
-        keychain: Keychain,
+        connections: Connections,
         *,
-        timeout: float,
         plain_http: bool | None = None,
     ) -> None:
         self._reference = reference
-        self._client = RegistryClient(
-            reference, keychain=keychain, timeout=timeout, plain_http=plain_http
-        )
+        self._client = RegistryClient(reference, connections, plain_http=plain_http)
         self._repository = self._client.repository
         self._has_api: bool | None = None  # whether the registry has the referrers API, once known
         self._listing = asyncio.Lock()  # the referrers tag is read, changed and written
 
     def __str__(self) -> str:
         return str(self._reference)
-
-    async def close(self) -> None:
-        """Close all connections."""
-        await self._client.close()
 
     # ---- reading --------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pagein.images.artifacts import ArtifactBlob
 from pagein.images.manifest import (
@@ -25,8 +26,10 @@ from pagein.images.manifest import (
 from pagein.images.parallel import both, each
 from pagein.images.platforms import Platform, choose, suits
 from pagein.images.reference import RegistryReference, parse_reference
-from pagein.images.tokens import Keychain
 from pagein.origins.base import Origin, OriginError
+
+if TYPE_CHECKING:
+    from pagein.images.connections import Connections
 
 _MAX_DEPTH = 3  # indexes within indexes
 
@@ -78,9 +81,9 @@ class ImageSource(ABC):
     ) -> Descriptor:
         """Store an artifact that refers to `subject`; what is there already is not sent again."""
 
-    @abstractmethod
     async def close(self) -> None:
-        """Give back what the source holds; twice is fine."""
+        """Give back what the source holds itself; twice is fine."""
+        return None
 
     @abstractmethod
     def __str__(self) -> str:
@@ -88,21 +91,21 @@ class ImageSource(ABC):
 
 
 def open_source(
-    name: str, *, keychain: Keychain, timeout: float, plain_http: bool | None = None
+    name: str, connections: Connections, *, plain_http: bool | None = None
 ) -> ImageSource:
     """The source of `docker://...` or `oci:...`; OriginError (EINVAL) for other names.
 
-    Nothing is asked yet. It belongs to the running event loop. No wait exceeds `timeout` seconds.
-    `plain_http`: see `client.RegistryClient`.
+    Nothing is asked yet, and there is nothing to close but the `connections`, which may serve many
+    sources. `plain_http`: see `client.RegistryClient`.
     """
     reference = parse_reference(name)
     if isinstance(reference, RegistryReference):
         from pagein.images.registry import RegistrySource
 
-        return RegistrySource(reference, keychain, timeout=timeout, plain_http=plain_http)
+        return RegistrySource(reference, connections, plain_http=plain_http)
     from pagein.images.layout import LayoutSource
 
-    return LayoutSource(reference, timeout=timeout)
+    return LayoutSource(reference, timeout=connections.timeout)
 
 
 async def load_image(

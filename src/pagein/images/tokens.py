@@ -37,7 +37,7 @@ Ask = Callable[[TokenRequest], Awaitable[bytes]]
 
 
 class Tokens:
-    """The headers of `host`, one a scope; `source` is the image that errors name.
+    """The headers of the registry `host`, one a scope; errors do not name an image.
 
     `secure`: the registry is spoken to over TLS. A renewal takes at most `timeout` seconds.
     `clock` counts seconds and never goes back.
@@ -45,7 +45,6 @@ class Tokens:
 
     def __init__(
         self,
-        source: str,
         host: str,
         keychain: Keychain,
         ask: Ask,
@@ -54,7 +53,6 @@ class Tokens:
         timeout: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._source = source
         self._host = host
         self._keychain = keychain
         self._ask = ask
@@ -105,7 +103,7 @@ class Tokens:
                 grant = await self._new_grant(scope)
         except TimeoutError:
             cause = f"no credentials or token within {self._timeout:g} s"
-            raise OriginError.of(self._source, cause, errno=errno.ETIMEDOUT, retry=True) from None
+            raise OriginError.of(self._host, cause, errno=errno.ETIMEDOUT, retry=True) from None
         finally:
             del self._renewals[scope]
         self._grants[scope] = grant
@@ -115,17 +113,17 @@ class Tokens:
         challenge = self._challenges.get(scope)
         if challenge is None:
             cause = "the registry refuses, and does not say which credentials it wants"
-            raise OriginError.of(self._source, cause, errno=errno.EACCES)
+            raise OriginError.of(self._host, cause, errno=errno.EACCES)
         credentials = await self._keychain.look_up(self._host)
         if challenge.scheme == "basic":
             if credentials is None or not credentials.username:
                 cause = f"wants a user and a password: docker login {self._host}"
-                raise OriginError.of(self._source, cause, errno=errno.EACCES)
+                raise OriginError.of(self._host, cause, errno=errno.EACCES)
             return Grant(basic(credentials))
         if credentials is not None and credentials.registry_token:
-            return ready_token(self._source, credentials.registry_token)
-        request = token_request(self._source, challenge, scope, credentials, secure=self._secure)
-        return parse_token(self._source, await self._ask(request), self._clock())
+            return ready_token(self._host, credentials.registry_token)
+        request = token_request(self._host, challenge, scope, credentials, secure=self._secure)
+        return parse_token(self._host, await self._ask(request), self._clock())
 
 
 def _seen(renewal: asyncio.Task[Grant]) -> None:
