@@ -5,6 +5,7 @@ import errno
 import json
 
 import pytest
+from aiohttp import web
 from tests.images.documents import build, describe, dumps, index_of
 from tests.images.rig import ANN, INDEX_TYPE, PATIENT, Keys, failure, opened, pulling
 from tests.images.servers import FakeRegistry, Storage, TokenServer, basic_header, running
@@ -231,13 +232,11 @@ def test_pages_without_end_and_pages_elsewhere() -> None:
             error = await failure(source.referrers(IMAGE.descriptor.digest, INDEX_TYPE), source)
             assert "have no end" in str(error)
 
-        def elsewhere(request: object) -> object:
-            from aiohttp import web
-
+        def elsewhere(request: web.Request) -> web.Response:
             link = {"Link": '<http://127.0.0.1:1/>; rel="next"', "Content-Type": OCI_INDEX}
             return web.Response(body=b'{"schemaVersion":2,"manifests":[]}', headers=link)
 
-        registry.fault = elsewhere  # type: ignore[assignment]
+        registry.fault = elsewhere
         async with pulling(registry) as source:
             error = await failure(source.referrers(IMAGE.descriptor.digest, INDEX_TYPE), source)
             assert "another server" in str(error)
@@ -256,15 +255,46 @@ def test_a_tag_that_others_always_win() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 405, 406, 501])
+def test_how_registries_say_that_they_have_no_api(status: int) -> None:
+    def without(request: web.Request) -> web.Response | None:
+        odd = "/referrers/" in request.path
+        return web.Response(status=status, text="<html>") if odd else None
+
+    async def main() -> None:
+        async with pulling(registry_of(fault=without)) as source:
+            pushed = await source.push_artifact(IMAGE.descriptor, "x/y", [ArtifactBlob("a/b", b"")])
+            for _ in range(2):
+                assert await source.referrers(IMAGE.descriptor.digest, "x/y") == [pushed]
+
+    asyncio.run(main())
+
+
+def test_an_api_that_fails_is_no_absence() -> None:
+    def broken(request: web.Request) -> web.Response | None:
+        return web.Response(status=503) if "/referrers/" in request.path else None
+
+    async def main() -> None:
+        async with pulling(registry_of(fault=broken)) as source:
+            assert (await failure(source.referrers(IMAGE.descriptor.digest, "x/y"), source)).retry
+
+    asyncio.run(main())
+
+
 def test_a_tag_that_is_no_index() -> None:
     async def main() -> None:
         registry = registry_of()
-        registry.put(referrers_tag(IMAGE.descriptor.digest), OCI_MANIFEST, IMAGE.manifest)
+        tag = referrers_tag(IMAGE.descriptor.digest)
+        registry.put(tag, OCI_MANIFEST, IMAGE.manifest)
         async with pulling(registry) as source:
-            error = await failure(source.referrers(IMAGE.descriptor.digest, "x/y"), source)
+            # GitLab answers with the subject itself.
+            assert await source.referrers(IMAGE.descriptor.digest, "x/y") == []
+            other = build(b"other")
+            registry.put(tag, OCI_MANIFEST, other.manifest)
+            assert await source.referrers(IMAGE.descriptor.digest, "x/y") == []
+            error = await failure(source.push_artifact(IMAGE.descriptor, "x/y", []), source)
             assert "calls itself" in str(error)
-            await failure(source.push_artifact(IMAGE.descriptor, "x/y", []), source)
-        assert registry.manifests[referrers_tag(IMAGE.descriptor.digest)][1] == IMAGE.manifest
+        assert registry.manifests[tag][1] == other.manifest
 
     asyncio.run(main())
 

@@ -69,8 +69,8 @@ class Repository:
 
     def referrers_page(self, digest: str, url: str) -> Request:
         """GET a page by its URL."""
-        # 400 and 405: how registries of before 1.1 refuse what they do not know.
-        known = frozenset({200, 400, 404, 405})
+        # 404 is what the specification wants; 400, 405, 406 and 501 are seen as well.
+        known = frozenset({200, 400, 404, 405, 406, 501})
         return Request(f"referrers of {digest}", "GET", url, {"Accept": OCI_INDEX}, expect=known)
 
     def start_upload(self, digest: str) -> Request:

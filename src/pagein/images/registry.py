@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Mapping, Sequence
 
 from pagein.images.artifacts import (
@@ -37,6 +38,10 @@ from pagein.origins.base import Origin, OriginError
 _MAX_PAGES = 16  # of one answer of the referrers API
 _TAG_ATTEMPTS = 5  # to add to an index that others add to as well
 _PUSH = ("pull", "push")
+
+
+class NoIndex(OriginError):
+    """Where an index of referrers should be is something else."""
 
 
 class RegistrySource(ImageSource):
@@ -127,7 +132,12 @@ class RegistrySource(ImageSource):
         wanted = self._repository.referrers(digest, artifact_type)
         found: list[Descriptor] = []
         for _ in range(_MAX_PAGES):
-            answer = await self._client.fetch(wanted, MAX_MANIFEST)
+            try:
+                answer = await self._client.fetch(wanted, MAX_MANIFEST)
+            except OriginError as exc:
+                if exc.errno == errno.EACCES:  # Harbor 2.7 answers 401; the tag says what holds
+                    return None
+                raise
             kind = answer.headers.get("content-type", "").partition(";")[0].strip()
             # A page for people under every path is not the API (spec: the type MUST be this).
             if answer.status != 200 or kind != OCI_INDEX:
@@ -139,16 +149,25 @@ class RegistrySource(ImageSource):
         raise OriginError.of(str(self), f"the referrers of {digest} have no end")
 
     async def _from_tag(self, digest: str) -> list[Descriptor]:
-        return self._entries(await self._tagged(digest))
+        """What the tag lists. What is no index lists nothing (spec, "Listing Referrers")."""
+        try:
+            return self._entries(await self._tagged(digest))
+        except NoIndex:
+            return []
 
     async def _tagged(self, digest: str) -> bytes:
         """The index under the referrers tag of `digest`; an empty one if there is none."""
         wanted = self._repository.manifest(referrers_tag(digest), optional=True)
         answer = await self._client.fetch(wanted, MAX_MANIFEST)
-        return answer.body if answer.status == 200 else NO_ENTRIES
+        # GitLab takes the tag for the digest that it is made of, and answers with the subject.
+        itself = digest_of(answer.body, digest.partition(":")[0]) == digest
+        return answer.body if answer.status == 200 and not itself else NO_ENTRIES
 
     def _entries(self, data: bytes) -> list[Descriptor]:
-        index = parse_manifest(str(self), data, OCI_INDEX)
+        try:
+            index = parse_manifest(str(self), data, OCI_INDEX)
+        except OriginError as exc:
+            raise NoIndex(exc.errno or errno.EIO, str(exc)) from None
         assert isinstance(index, Index), "announced as one"
         return list(index.manifests or ())
 
