@@ -1,4 +1,4 @@
-"""Trees drawn by hypothesis: written, and read back through fsck.erofs, the kernel and our reader."""
+"""Trees drawn by hypothesis: written, checked by fsck.erofs, read by the kernel and our reader."""
 
 import tempfile
 from pathlib import Path

@@ -1,5 +1,6 @@
 """Trees that hypothesis draws, and what they must look like, however they are read."""
 
+import itertools
 import os
 import stat
 import struct
@@ -137,15 +138,16 @@ def file(data: bytes = b"", **more: object) -> Node:
 # ---- drawn --------------------------------------------------------------------------------------
 
 AWKWARD = (b"-", b"!x", b"..a", b".a", b" ", b"\n", b"\xff" * 255, b"\x01", b"a" * 254, b"a" * 255)
-NAMES = st.sampled_from(AWKWARD) | st.binary(min_size=1, max_size=40).filter(
-    lambda name: b"/" not in name and b"\0" not in name and name not in {b".", b".."}
-)
+_CLEAN = bytes.maketrans(b"/\0", b"_\x01")
+NAMES = st.sampled_from(AWKWARD) | st.binary(min_size=1, max_size=40).map(
+    lambda name: name.translate(_CLEAN)
+).filter(lambda name: name not in {b".", b".."})
 # What getxattr(2) gives back as it is: the kernel itself parses these two.
 ACL = struct.pack("<I" + "HHI" * 5, 2, *(1, 6, ~0 & 0xFFFFFFFF), *(2, 4, 7), *(4, 4, 0xFFFFFFFF),
                   *(16, 6, 0xFFFFFFFF), *(32, 4, 0xFFFFFFFF))  # fmt: skip
 CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
 
-_REST = st.binary(min_size=1, max_size=30).filter(lambda name: b"\0" not in name)
+_REST = st.binary(min_size=1, max_size=30).map(lambda name: name.translate(_CLEAN))
 _VALUES = st.binary(max_size=40) | st.integers(0, 3000).map(lambda size: b"v" * size)
 _ANYWHERE = st.dictionaries(
     st.builds(bytes.__add__, st.sampled_from([b"trusted.", b"trusted.overlay."]), _REST),
@@ -167,7 +169,7 @@ def sparse(draw: st.DrawFn) -> Node:
     blocks = -(-size // BLOCK)
     edges = sorted(draw(st.sets(st.integers(0, blocks), max_size=8)) | {0, blocks})
     extents = []
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in itertools.pairwise(edges):
         if draw(st.booleans()):
             length = min(end * BLOCK, size) - begin * BLOCK
             position = BLOCK * draw(st.integers(0, BLOB_BLOCKS - (end - begin)))
@@ -194,7 +196,7 @@ _LEAVES = st.one_of(
         st.integers(0, 4095),
         st.integers(0, (1 << 20) - 1),
     ),
-    st.sampled_from([stat.S_IFIFO, stat.S_IFSOCK]).map(lambda kind: Node(kind)),
+    st.sampled_from([stat.S_IFIFO, stat.S_IFSOCK]).map(Node),
 )
 
 
@@ -202,7 +204,8 @@ _LEAVES = st.one_of(
 def trees(draw: st.DrawFn) -> Node:
     """A root directory with anything below it, hard links too."""
     root = Node(stat.S_IFDIR, children={})
-    directories, leaves = [root], []
+    directories = [root]
+    leaves: list[Node] = []
     _dress(draw, root)
     for _ in range(draw(st.integers(0, 25))):
         parent = draw(st.sampled_from(directories))

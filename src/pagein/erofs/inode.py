@@ -56,6 +56,11 @@ class Inode:
         return self.layout in {LAYOUT_COMPRESSED_FULL, LAYOUT_COMPRESSED_COMPACT}
 
     @property
+    def key(self) -> object:
+        """The same for every name of the same file."""
+        return self.nid
+
+    @property
     def is_dir(self) -> bool:
         """Whether it is a directory."""
         return stat.S_ISDIR(self.mode)
