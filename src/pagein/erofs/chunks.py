@@ -72,6 +72,9 @@ def chunks_of(size: int, extents: Iterable[Extent], devices: Sequence[Device]) -
 
 def indexes(chunks: Chunks) -> Iterator[bytes]:
     """The chunk indexes, in pieces of at most 64 KiB."""
+    if chunks.runs and chunks.total == 1:  # of nearly all files
+        yield CHUNK_INDEX.pack(0, chunks.runs[0].device, chunks.runs[0].address)
+        return
     at = 0
     for start, blocks, device, address in chunks.runs:
         first = start >> chunks.bits

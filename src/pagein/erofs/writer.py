@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 from pagein.erofs import directories
-from pagein.erofs.chunks import indexes
+from pagein.erofs.chunks import Chunks, indexes
 from pagein.erofs.format import (
     BLOCK_BITS,
     BLOCK_SIZE,
@@ -74,12 +74,12 @@ def write(
     places = place(Survey(root), devices, build_time_ns)
     head = _Head(places, volume_name)
     if uuid is not None:
-        _copy(_chunks(head.pack(uuid), places), out)
+        _copy(_pieces(head.pack(uuid), places), out)
         return places.blocks << BLOCK_BITS
     start = out.tell()
     blank = head.pack(bytes(16))
     digest = hashlib.sha256()
-    _copy(_hashed(_chunks(blank, places), digest), out)
+    _copy(_pieces(blank, places), out, digest)
     end = out.tell()
     out.seek(start)
     out.write(head.pack(_uuid8(digest.digest())))
@@ -95,20 +95,20 @@ def _uuid8(digest: bytes) -> bytes:
     return bytes(made)
 
 
-def _hashed(pieces: Iterable[bytes], digest: hashlib._Hash) -> Iterator[bytes]:
-    for piece in pieces:
-        digest.update(piece)
-        yield piece
-
-
-def _copy(pieces: Iterable[bytes], out: BinaryIO) -> None:
+def _copy(pieces: Iterable[bytes], out: BinaryIO, digest: hashlib._Hash | None = None) -> None:
     waiting = bytearray()
     for piece in pieces:
         waiting += piece
         if len(waiting) >= _PIECE:
-            out.write(waiting)
+            _put(waiting, out, digest)
             waiting = bytearray()
-    out.write(waiting)
+    _put(waiting, out, digest)
+
+
+def _put(data: bytearray, out: BinaryIO, digest: hashlib._Hash | None) -> None:
+    out.write(data)
+    if digest is not None:
+        digest.update(data)
 
 
 class _Head:
@@ -162,7 +162,7 @@ class _Head:
         )
 
 
-def _chunks(head: bytes, places: Places) -> Iterator[bytes]:
+def _pieces(head: bytes, places: Places) -> Iterator[bytes]:
     """The image, in pieces of any size."""
     yield head
     yield from places.survey.shared.area()
@@ -178,25 +178,30 @@ def _inodes(places: Places) -> Iterator[bytes]:
         start = places.position[number]
         if start != at:
             yield bytes(start - at)
-        inode = _inode(places, number, node)
+        xattrs = body(node.xattrs) if node.xattrs else b""
+        layout = places.layout[number]
+        chunks = places.chunks(node) if layout == LAYOUT_CHUNKED else None
+        inode = _inode(places, number, node, len(xattrs), chunks)
         yield inode
-        at = start + len(inode)
-        if node.xattrs:
-            xattrs = body(node.xattrs)
-            yield xattrs
-            at += len(xattrs)
-        for piece in _after_inode(places, number, node, at):
-            yield piece
-            at += len(piece)
+        yield xattrs
+        at = start + len(inode) + len(xattrs)
+        if chunks is not None:
+            gap = -at % CHUNK_INDEX.size
+            yield bytes(gap)
+            yield from indexes(chunks)
+            at += gap + CHUNK_INDEX.size * chunks.total
+        elif layout == LAYOUT_INLINE:
+            tail = _tail(places, number, node)
+            yield tail
+            at += len(tail)
     yield bytes(-at % BLOCK_SIZE)
 
 
-def _inode(places: Places, number: int, node: Node) -> bytes:
+def _inode(places: Places, number: int, node: Node, xattrs: int, chunks: Chunks | None) -> bytes:
     layout, extended = places.layout[number], places.extended[number]
     form = layout << LAYOUT_SHIFT | EXTENDED_BIT * extended
-    xattrs = len(places.survey.shared.body(node.xattrs)) if node.xattrs else 0
     icount = (xattrs - XATTR_HEADER.size) // 4 + 1 if xattrs else 0
-    union = _union(places, number, node)
+    union = _union(places, number, node, chunks)
     size, links = places.size[number], places.survey.links[number]
     if not extended:
         owner = (node.uid, node.gid)
@@ -207,30 +212,24 @@ def _inode(places: Places, number: int, node: Node) -> bytes:
     )
 
 
-def _union(places: Places, number: int, node: Node) -> int:
+def _union(places: Places, number: int, node: Node, chunks: Chunks | None) -> int:
     """i_u: what it means depends on the type and the layout."""
     if stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode):
         return encode_device(os.major(node.rdev), os.minor(node.rdev))
-    if places.layout[number] == LAYOUT_CHUNKED:
-        return places.chunks(node).bits | CHUNK_INDEXES
+    if chunks is not None:
+        return chunks.bits | CHUNK_INDEXES
     if places.size[number] == 0:
         return 0
     return places.content_block + places.address[number]
 
 
-def _after_inode(places: Places, number: int, node: Node, at: int) -> Iterator[bytes]:
-    """Chunk indexes, or the tail of the content."""
-    layout = places.layout[number]
-    if layout == LAYOUT_CHUNKED:
-        yield bytes(-at % CHUNK_INDEX.size)
-        yield from indexes(places.chunks(node))
-    elif layout == LAYOUT_INLINE:
-        if node.children is None:
-            data = node.target or node.data or b""
-            yield data[len(data) - len(data) % BLOCK_SIZE :]
-        else:
-            *_, tail = _directory(places, number, node)
-            yield tail
+def _tail(places: Places, number: int, node: Node) -> bytes:
+    """The end of the content, where it lies beside the inode."""
+    if node.children is None:
+        data = node.target or node.data or b""
+        return data[len(data) - len(data) % BLOCK_SIZE :]
+    *_, tail = _directory(places, number, node)
+    return tail
 
 
 def _content(places: Places) -> Iterator[bytes]:
