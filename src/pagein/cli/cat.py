@@ -21,7 +21,7 @@ def cat(
     device: DeviceOption = None,
     cache: CacheOption = None,
 ) -> None:
-    """Write files of an image to standard output; only what they need is fetched."""
+    """Write files of an image to standard output."""
     with one_line_errors(), tree_of(ctx, source, device, cache) as tree:
         for path in paths:
             found = tree.lookup(os.fsencode(path), follow=True)

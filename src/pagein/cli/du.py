@@ -34,7 +34,7 @@ def du(
     device: DeviceOption = None,
     cache: CacheOption = None,
 ) -> None:
-    """What each directory of an image takes once it is here: blocks of 4 KiB, links once."""
+    """How large the directories of an image are, in blocks of 4 KiB."""
     with one_line_errors(), tree_of(ctx, source, device, cache) as tree:
         seen: set[object] = set()
         totals = [0]

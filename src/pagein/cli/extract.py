@@ -22,7 +22,7 @@ def extract(
     device: DeviceOption = None,
     cache: CacheOption = None,
 ) -> None:
-    """Write a file of an image, or all that a directory holds, below DIR and nowhere else."""
+    """Write a file of an image, or all a directory holds, below DIR."""
     from pagein.cli.unpack import Unpacker
 
     with one_line_errors(), tree_of(ctx, source, device, cache) as tree:

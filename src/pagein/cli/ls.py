@@ -40,7 +40,7 @@ def ls(
     device: DeviceOption = None,
     cache: CacheOption = None,
 ) -> None:
-    """List a directory of an image, hidden names too; needs no root and mounts nothing."""
+    """List a directory of an image, without root and without a mount."""
     with one_line_errors(), tree_of(ctx, source, device, cache) as tree:
         found = tree.lookup(os.fsencode(path), follow=not long)
         if as_json:

@@ -30,7 +30,7 @@ def stat(
     device: DeviceOption = None,
     cache: CacheOption = None,
 ) -> None:
-    """What an image says of a file, extended attributes included; values of those are in hex."""
+    """What an image says of a file, with its extended attributes."""
     with one_line_errors(), tree_of(ctx, source, device, cache) as tree:
         found = tree.lookup(os.fsencode(path), follow=follow)
         what = described(tree, found)

@@ -28,7 +28,7 @@ PIECE = 1 << 20
 SourceArgument = Annotated[
     str, typer.Argument(metavar="SOURCE", help="EROFS image, or its metadata: URL or path.")
 ]
-PathArgument = Annotated[str, typer.Argument(metavar="[PATH]", help="Within the image.")]
+PathArgument = Annotated[str, typer.Argument(metavar="PATH", help="Within the image.")]
 DeviceOption = Annotated[
     list[str] | None,
     typer.Option("--device", metavar="BLOB", help="A data file of the image, in its order."),
