@@ -24,7 +24,7 @@ def sample() -> Node:
         extents=(Extent(0, 8192, 1, 4096), Extent(16384, 4103, 1, 0)),
     )
     inner = trees.directory(
-        **{f"file-{n}": trees.file(bytes([n]) * n, xattrs=shared) for n in range(1, 30)}
+        **{f"file-{n}": trees.file(bytes([n]) * n, xattrs=shared) for n in range(1, 12)}
     )
     return trees.directory(
         inner=inner,

@@ -7,7 +7,7 @@ follow, in the same order, and zeros after the last. Names ascend strictly throu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from pagein.erofs.format import BLOCK_SIZE, DIRENT, NAME_MAX
 
@@ -50,26 +50,28 @@ def pack(entries: Sequence[Entry]) -> bytes:
     return bytes(block)
 
 
-def parse(block: bytes) -> Iterator[Entry]:
-    """The entries of a block. Raises ValueError, with the reason, at the first bad one."""
+def parse(block: bytes) -> list[Entry]:
+    """The entries of a block. Raises ValueError, with the reason, when one is bad."""
     if len(block) < _ENTRY:
         raise ValueError("a block that holds no entry")
     _, names, _ = DIRENT.unpack_from(block)
     if not names or names % _ENTRY or names > len(block):
         raise ValueError(f"name offset {names} of the first entry")
+    raw = list(DIRENT.iter_unpack(block[:names]))
+    # Zeros fill the block after the last name.
+    ends = [offset for _, offset, _ in raw[1:]]
+    ends.append(block.find(b"\0", raw[-1][1]) if block[-1] == 0 else len(block))
+    found = []
     begin = names
-    for at in range(0, names, _ENTRY):
-        nid, begin, kind = DIRENT.unpack_from(block, at)
-        end = len(block)
-        if at + _ENTRY < names:
-            end = DIRENT.unpack_from(block, at + _ENTRY)[1]
-        if not names <= begin < end <= len(block):
-            raise ValueError(f"a name from {begin} to {end}")
+    for (nid, offset, kind), end in zip(raw, ends, strict=True):
+        if offset != begin or end <= begin or end > len(block):
+            raise ValueError(f"a name from {offset} to {end}")
         name = block[begin:end]
-        if at + _ENTRY == names:
-            name = name.partition(b"\0")[0]
-        check_name(name)
-        yield name, nid, kind
+        if len(name) > NAME_MAX or b"/" in name or b"\0" in name:
+            check_name(name)
+        found.append((name, nid, kind))
+        begin = end
+    return found
 
 
 def check_name(name: bytes) -> None:

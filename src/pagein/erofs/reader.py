@@ -121,7 +121,7 @@ class Image:
         begin = number * self._block
         block = self.read(directory, begin, self._block)
         try:
-            return list(directories.parse(block))
+            return directories.parse(block)
         except ValueError as problem:
             raise ErofsError.at(directory.path, f"directory block {number}: {problem}") from None
 
