@@ -2,7 +2,8 @@
 
 Every image is the given one with a few bytes changed, its checksum made right again for some.
 Reading gives a result or an ErofsError (or an OSError that names a path); anything else ends this
-program with a traceback, and so does more memory than the limit. Prints what became of them.
+program with a traceback or a signal, and so does more memory or processor time than the limit.
+Prints what became of them.
 """
 
 import collections
@@ -20,6 +21,8 @@ from pagein.erofs.format import crc32c
 from pagein.erofs.reader import Image
 
 MEMORY = 512 << 20
+PROCESSOR = 60
+"""Seconds of processor time; the machine may be busy with something else."""
 _PIECE = 1 << 16
 _INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
 
@@ -61,6 +64,7 @@ def read_all(image: Image) -> None:
 def main() -> None:
     """Damage and read."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (PROCESSOR, PROCESSOR))
     count, seed = int(sys.argv[1]), int(sys.argv[2])
     data, *devices = (Path(name).read_bytes() for name in sys.argv[3:])
     chance = random.Random(seed)
@@ -75,7 +79,8 @@ def main() -> None:
         except OSError as problem:
             assert problem.filename, problem
             became["no such path"] += 1
-    print(dict(became))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(f"{dict(became)}, {used.ru_utime:.1f} s, {used.ru_maxrss >> 10} MiB")
 
 
 if __name__ == "__main__":

@@ -332,10 +332,10 @@ from tests.erofs.test_writer import city
 from pagein.erofs.tree import Device
 from pagein.erofs.writer import write
 root = city(int(sys.argv[1]))
-begin = time.perf_counter()
+begin = time.process_time()
 with open(sys.argv[2], "wb") as out:
     write(root, out, devices=[Device(b"data", 0)])
-took = time.perf_counter() - begin
+took = time.process_time() - begin
 print(took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -352,6 +352,7 @@ def test_200_000_files_take_less_than_400_mib(tmp_path: Path) -> None:
         check=True,
     )
     took, kilobytes = map(float, done.stdout.split())
-    print(f"{200_000 / took:.0f} files/s, {kilobytes / 1024:.0f} MiB, {image.stat().st_size} bytes")
+    speed = f"{200_000 / took:.0f} files/s of processor time"
+    print(f"{speed}, {kilobytes / 1024:.0f} MiB, {image.stat().st_size} bytes")
     assert kilobytes < 400 * 1024
     assert struct.unpack_from("<I", image.read_bytes()[SUPER_OFFSET:])[0] == 0xE0F5E1E2

@@ -1,16 +1,20 @@
 """`pagein extract`: everything that a file has, below the directory, and nowhere else."""
 
+import collections
 import io
 import os
+import random
 import stat
 import struct
 from pathlib import Path
 
 import pytest
 from tests.erofs import images, trees
+from tests.erofs.fuzz import damaged
 from tests.look.commands import fails, ok, run, run_apart
 from tests.look.conftest import Image
 
+from pagein.cli.unpack import Unpacker
 from pagein.erofs.tree import Node
 from pagein.erofs.writer import write
 
@@ -143,3 +147,20 @@ def test_a_loop_of_directories_ends(tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(data)
     said = fails("extract", tmp_path / "image", "--to", tmp_path / "x")
     assert said.endswith("/a/b: a directory that is in the tree twice")
+
+
+def test_damaged_images_write_nothing_outside(image: Image, tmp_path: Path) -> None:
+    data, chance = image.files[0].read_bytes(), random.Random(1)
+    became = collections.Counter[str]()
+    for number in range(150):
+        target = tmp_path / "all" / str(number)
+        target.mkdir(parents=True)
+        try:
+            tree = images.of_bytes(damaged(data, chance), trees.BLOB)
+            Unpacker(tree, str(target), overwrite=False).run(tree.root)
+            became["extracted"] += 1
+        except OSError:
+            became["refused"] += 1
+    assert min(became.values()) > 10, became
+    assert os.listdir(tmp_path) == ["all"]
+    assert len(os.listdir(tmp_path / "all")) == 150
