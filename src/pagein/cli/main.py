@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from pagein.cli import daemon, device, mount, status, umount
+from pagein.cli import cat, daemon, device, du, extract, ls, mount, stat, status, umount
 from pagein.cli.settings import CacheDir, Settings, StateDir
 
 app = typer.Typer(
@@ -43,6 +43,11 @@ def _options(
 app.command("mount")(mount.mount)
 app.command("umount")(umount.umount)
 app.command("status")(status.status)
+app.command("ls")(ls.ls)
+app.command("cat")(cat.cat)
+app.command("stat")(stat.stat)
+app.command("du")(du.du)
+app.command("extract")(extract.extract)
 app.command("daemon")(daemon.daemon)
 app.command("device")(device.device)
 

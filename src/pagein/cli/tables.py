@@ -7,14 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-
-def human(count: float) -> str:
-    """Bytes with a unit, powers of 1024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+from pagein.cli.units import human
 
 
 def print_status(found: dict[str, Any]) -> None:
