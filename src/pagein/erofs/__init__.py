@@ -1,0 +1,1 @@
+"""The EROFS on-disk format: writer and reader."""
