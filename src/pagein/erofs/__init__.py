@@ -1,1 +1,0 @@
-"""The EROFS on-disk format: writer and reader."""
