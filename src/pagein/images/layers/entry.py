@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Segment(NamedTuple):
-    """Stored data of a file: `length` bytes at `offset` in the file lie at `position` in the tar."""
+    """Stored data of a file: `length` bytes at `offset` in it lie at `position` in the tar."""
 
     offset: int
     position: int
@@ -48,9 +48,9 @@ class Limits(NamedTuple):
 
     extension: int = 1 << 20
     """Bytes of one extended header, long name or sparse map (Go's archive/tar has the same)."""
-    segments: int = 1 << 20
+    segments: int = 500_000
     """Pieces of sparse files, in the whole archive."""
-    nodes: int = 1 << 20
+    nodes: int = 600_000
     """Files, directories and links, with the parents that the archive leaves out."""
-    names: int = 256 << 20
+    names: int = 64 << 20
     """Bytes of names, link targets and extended attributes, in the whole archive."""

@@ -116,9 +116,7 @@ class GzipUnpacker:
         out = self._out
         if self.points or self._pending is not None:
             last = self._pending.point if self._pending is not None else self.points[-1]
-            if out == last.out or (
-                out - last.out < SPAN and bit - last.bit < _PACKED_SPAN * 8
-            ):
+            if out == last.out or (out - last.out < SPAN and bit - last.bit < _PACKED_SPAN * 8):
                 return
             if self._pending is not None:
                 return  # its window is not known yet: within the next 32 KiB

@@ -38,7 +38,9 @@ def write(
         Kind.CHUNKS: _cut(bytes(digests), layout.DIGEST),
         Kind.IMPLIED: _cut(names, 1),
     }
-    blocks = {kind: writer.blocks(of, pack=kind is not Kind.CHUNKS) for kind, of in sections.items()}
+    blocks = {
+        kind: writer.blocks(of, pack=kind is not Kind.CHUNKS) for kind, of in sections.items()
+    }
     tables = [writer.table(kind, table) for kind, table in blocks.items()]
     size = writer.at
     out.seek(0)

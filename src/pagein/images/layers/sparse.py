@@ -72,7 +72,9 @@ def check(found: Map, size: int, at: int) -> None:
         raise LayerError(f"tar: sparse map beyond the file's size of {size} at offset {at}")
 
 
-def segments(found: Sequence[tuple[int, int]], position: int, stored: int, at: int) -> list[Segment]:
+def segments(
+    found: Sequence[tuple[int, int]], position: int, stored: int, at: int
+) -> list[Segment]:
     """Where the pieces lie in the tar, whose data of `stored` bytes begins at `position`."""
     placed = []
     end = position + stored

@@ -297,9 +297,7 @@ class TarParser:
         return list(zip(values[::2], values[1::2], strict=True))
 
 
-def _entry(
-    header: Header, values: dict[bytes, bytes], records: pax.Records, at: int
-) -> Entry:
+def _entry(header: Header, values: dict[bytes, bytes], records: pax.Records, at: int) -> Entry:
     """Header fields, where extended ones do not replace them."""
     path = values.get(b"GNU.sparse.name", values.get(b"path", header.name))
     linkname = values.get(b"linkpath", header.linkname)

@@ -263,7 +263,7 @@ def _device(entry: Entry) -> int:
 
 
 def _xattrs(entry: Entry) -> dict[bytes, bytes]:
-    """Those that a file system can hold; others (of macOS, say) are left out, as containerd does."""
+    """Those that Linux has; others (of macOS, say) are left out, as containerd does."""
     kept = {}
     for name, value in sorted(entry.xattrs.items()):
         if not name.startswith(_NAMESPACES) and name not in _ACLS:
@@ -281,6 +281,5 @@ def _walk(root: Node) -> Iterator[Node]:
     while todo:
         node = todo.pop()
         yield node
-        for child in (node.children or {}).values():
-            if child.children is not None:
-                todo.append(child)
+        children = (node.children or {}).values()
+        todo.extend(child for child in children if child.children is not None)

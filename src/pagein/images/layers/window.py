@@ -17,7 +17,7 @@ from pagein.images.layers.inflate import WINDOW
 
 # An empty block with fixed codes is 10 bits, the shortest with dynamic codes that is odd is 97:
 # HLIT 0, HDIST 0, HCLEN 15, lengths for 18:1 1:2 0:2, 255 zeros, symbols 255 and 256 of length 1,
-# a distance code of none, end of block. Phase p is p/2 of the first, after one of the second if odd.
+# a distance code of none, end of block. Phase p is p/2 of the first; if odd, after one of these.
 _PREAMBLES = tuple(
     bytes.fromhex(digits)
     for digits in (
