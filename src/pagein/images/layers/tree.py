@@ -231,7 +231,6 @@ class TreeBuilder:
                 length = len(entry.linkname)
                 raise LayerError(f"{show(entry.path)}: symbolic link with a target of {length}")
             node.target = entry.linkname
-            node.size = len(node.target)
         elif not stat.S_ISFIFO(entry.mode):
             node.rdev = _device(entry)
         return node
