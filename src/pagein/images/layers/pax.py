@@ -17,6 +17,7 @@ Records = list[tuple[bytes, bytes]]
 
 _LENGTH = re.compile(rb"([0-9]{1,10}) ")
 _TIME = re.compile(rb"(-?)([0-9]{1,19})(?:\.([0-9]*))?")
+_TINY = re.compile(rb"[0-9](?:\.[0-9]+)?e-[0-9]{1,3}")  # how Python's tarfile writes 0.00001
 _NUMBER = re.compile(rb"-?[0-9]{1,19}")
 _SCHILY, _LIBARCHIVE = b"SCHILY.xattr.", b"LIBARCHIVE.xattr."
 
@@ -43,6 +44,8 @@ def records(data: bytes, at: int) -> Records:
 def seconds(value: bytes, at: int) -> int:
     """A time "[-]SECONDS[.FRACTION]" in nanoseconds; finer digits are cut off."""
     match = _TIME.fullmatch(value)
+    if match is None and _TINY.fullmatch(value):
+        return int(float(value) * 10**9)
     if match is None:
         raise LayerError(f"tar: not a time in the extended header at offset {at}: {show(value)}")
     nanoseconds = int(match[2]) * 10**9 + int(((match[3] or b"") + b"0" * 9)[:9])

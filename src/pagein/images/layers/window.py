@@ -64,13 +64,17 @@ def sparse(window: bytes, bit: int, data: bytes, output: bytes) -> bytes:
         a, b = (_decode(labels, bit, data, len(output)) for labels in (low, high))
         if not len(a) == len(b) == len(output):
             return window
-        pairs = bytearray(2 * len(output))
-        pairs[::2], pairs[1::2] = _difference(a, output), _difference(b, output)
-        used = set(memoryview(pairs).cast("H"))
+        # What is not from the window differs by 0 in both, what is in neither.
+        near = _difference(a, output).translate(None, b"\0")
+        far = _difference(b, output).translate(None, b"\0")
+        if len(near) != len(far):
+            return window
+        pairs = bytearray(2 * len(near))
+        pairs[::2], pairs[1::2] = near, far
         kept = bytearray(count)
-        for pair in used:
+        for pair in set(memoryview(pairs).cast("H")):
             source = (pair & 255) - 1 + 255 * ((pair >> 8) - 1)
-            if pair & 255 and source < count:
+            if source < count:
                 kept[source] = window[source]
         result = bytes(kept)
         return result if _decode(result, bit, data, len(output)) == output else window
