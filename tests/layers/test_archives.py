@@ -17,7 +17,9 @@ def compare(archive: bytes, directory: Path, *, mount: bool) -> None:
     wanted = rig.extracted(archive, directory / "extracted")
     indexed = rig.Indexed(rig.gzipped(archive, 1), directory / "index")
     found = indexed.mounted() if mount else indexed.seen()
-    assert not rig.differences(indexed.without_implied(found), indexed.without_implied(wanted))
+    differences = rig.differences(indexed.without_implied(found), indexed.without_implied(wanted))
+    if differences:
+        pytest.fail("\n".join(differences), pytrace=False)
 
 
 def all_forms(items: list[ondisk.Item], made: Counter[str], *, mount: bool) -> None:

@@ -107,7 +107,7 @@ class ZstdDecoder:
                 raise LayerError(f"zstd: damaged block at offset {self._in - 3}")
             parts += (head, (yield from self._take(1 if kind == _RLE else size)))
             blocks += 1
-            if blocks == _BLOCKS:
+            if blocks == _BLOCKS and not last:
                 self._decode(parts, start)
                 parts, blocks = [], 0
                 yield
