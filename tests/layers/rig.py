@@ -17,7 +17,7 @@ from pagein.images.layers.entry import Limits
 from pagein.images.layers.format import Layer
 from pagein.images.layers.index import Index
 from pagein.images.layers.read import LayerOrigin, MetaOrigin
-from pagein.origins.base import Origin
+from pagein.origins.base import Origin, check_range
 
 MEDIA_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
 DEADLINE = 60.0
@@ -47,6 +47,7 @@ class Bytes(Origin):
         return len(self.data)
 
     async def read(self, offset: int, length: int) -> bytes:
+        check_range("bytes", offset, length, len(self.data))
         self.asked.append((offset, length))
         return self.data[offset : offset + length]
 
@@ -104,7 +105,7 @@ class Indexed:
         """The tree, through the index and our reader."""
         meta, data = self.read()
         assert data == self.blob
-        return trees.as_read(images.of_bytes(meta, data))
+        return trees.as_read(images.of_bytes(meta, *[data] * bool(data)))
 
     def mounted(self) -> trees.Tree:
         """The tree, through the index and the kernel."""
@@ -212,3 +213,11 @@ def pax(*records: tuple[bytes, bytes], kind: bytes = b"x") -> bytes:
             length += 1
         packed.write(b"%d" % length + body)
     return member(b"PaxHeaders/x", kind, packed.getvalue())
+
+
+def old_gnu(name: bytes, pieces: list[tuple[int, int]], size: int) -> bytes:
+    """A sparse member of old GNU tar, with at most four pieces."""
+    pairs = b"".join(b"%011o\0%011o\0" % piece for piece in pieces)
+    data = bytes(range(256)) * (sum(length for _, length in pieces) // 256)
+    fields = {386: pairs, 483: b"%011o\0" % size}
+    return member(name, b"S", data, magic=b"ustar  \0", fields=fields)
