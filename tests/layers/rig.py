@@ -72,7 +72,7 @@ class Indexed:
         self.data = data
         self.path = path
         with (
-            IndexBuilder(layer_of(data), sink=sink, **options) as builder,  # type: ignore[arg-type]
+            IndexBuilder(layer_of(data), sink=sink, **options) as builder,
             path.open("w+b") as out,
         ):
             for at in range(0, len(data), step):
@@ -122,9 +122,9 @@ class Indexed:
     def without_implied(self, tree: trees.Tree) -> trees.Tree:
         """`tree`, where attributes of directories that the archive does not name do not count."""
         implied = {b"/" + path if path else b"" for path in self.built.tree.implied}
-        blank = {"mode": 0, "uid": 0, "gid": 0, "mtime_ns": 0}
         return {
-            path: replace(seen, **blank) if path in implied else seen for path, seen in tree.items()
+            path: replace(seen, mode=0, uid=0, gid=0, mtime_ns=0) if path in implied else seen
+            for path, seen in tree.items()
         }
 
 

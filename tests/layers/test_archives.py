@@ -1,6 +1,8 @@
 """Archives of every form, against what GNU tar extracts as root."""
 
 import shutil
+import stat
+import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -88,6 +90,33 @@ def test_an_archive_reads_as_tar_extracts_it(
         assert items is ODD, "the form should hold this tree"
         return
     compare(archive, tmp_path, mount=form == "gnu sparse 1.0")
+
+
+def umoci(*arguments: str | Path) -> None:
+    command = ["umoci", *map(str, arguments)]
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.skipif(shutil.which("umoci") is None, reason="needs umoci")
+def test_a_delta_of_umoci_has_no_parents(public_tmp: Path) -> None:
+    image, bundle = f"{public_tmp}/image:1", public_tmp / "bundle"
+    umoci("init", "--layout", public_tmp / "image")
+    umoci("new", "--image", image)
+    umoci("unpack", "--image", image, bundle)
+    ondisk.make(bundle / "rootfs/first", PLAIN)
+    umoci("repack", "--refresh-bundle", "--image", image, bundle)
+    before = set((public_tmp / "image/blobs/sha256").iterdir())
+    (bundle / "rootfs/first/usr/page").write_bytes(b"changed")
+    (bundle / "rootfs/first/usr/large").unlink()
+    umoci("repack", "--image", image, bundle)
+    new = set((public_tmp / "image/blobs/sha256").iterdir()) - before
+    (delta,) = (blob for blob in new if blob.read_bytes()[:2] == b"\x1f\x8b")
+    indexed = rig.Indexed(delta.read_bytes(), public_tmp / "index")
+    seen = indexed.mounted()
+    assert seen[b"/first/usr/page"].content == b"changed"
+    gone = seen[b"/first/usr/large"]
+    assert (stat.S_ISCHR(gone.mode), gone.rdev) == (True, 0)
+    assert {b"", b"first"} <= {*indexed.built.tree.implied}
 
 
 @pytest.mark.long

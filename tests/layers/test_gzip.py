@@ -1,6 +1,7 @@
 """gzip layers: members, headers, ends; and every point entered."""
 
 import gzip
+import itertools
 import random
 import shutil
 import struct
@@ -131,7 +132,7 @@ def test_pigz(options: list[str]) -> None:
 def test_data_that_does_not_compress_has_points_as_near() -> None:
     data = gzip.compress(random.Random(1).randbytes(8 << 20), 6)
     points = unpack(data)[1]
-    packed = [(b.bit - a.bit) // 8 for a, b in zip(points, points[1:], strict=False)]
+    packed = [(b.bit - a.bit) // 8 for a, b in itertools.pairwise(points)]
     assert max(packed) <= 1 << 20
     assert not any(point.window.strip(b"\0") for point in points)
 

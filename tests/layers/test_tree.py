@@ -94,9 +94,8 @@ def test_a_name_is_followed_inside_the_root() -> None:
         file(b"up/b"),
         file(b"deep/c"),
     )
-    assert names(tree) == [b"abs", b"deep", b"up", b"usr", b"usr/a", b"usr/b", b"usr/more"] + [
-        b"usr/more/c"
-    ]
+    below = [b"usr/a", b"usr/b", b"usr/more", b"usr/more/c"]
+    assert names(tree) == [b"abs", b"deep", b"up", b"usr", *below]
     assert tree.implied == [b"", b"usr/more"]
 
 

@@ -13,8 +13,9 @@ from pagein.images.layers.zstd import ZstdDecoder, ZstdUnpacker
 TEXT = b" ".join(b"%d" % n for n in range(400_000))
 
 
-def frame(data: bytes, level: int = 3, **options: bool) -> bytes:
-    return zstandard.ZstdCompressor(level=level, **options).compress(data)
+def frame(data: bytes, level: int = 3, *, sized: bool = True, checked: bool = False) -> bytes:
+    made = zstandard.ZstdCompressor(level=level, write_content_size=sized, write_checksum=checked)
+    return made.compress(data)
 
 
 def skippable(data: bytes) -> bytes:
@@ -34,7 +35,7 @@ def unpack(data: bytes, step: int = 1 << 16) -> tuple[bytes, list[Point]]:
 def test_frames_of_every_kind(step: int) -> None:
     parts = [TEXT[:n] for n in (0, 1, 255, 256, 70_000, 200_000)]
     frames = [
-        frame(part, write_content_size=sized, write_checksum=checked)
+        frame(part, sized=sized, checked=checked)
         for part in parts
         for sized, checked in [(True, True), (False, False)]
     ]
@@ -70,7 +71,7 @@ def test_zeros_come_in_pieces() -> None:
     assert max(sizes) <= 2 << 20
 
 
-GOOD = frame(TEXT[:100_000], write_checksum=True)
+GOOD = frame(TEXT[:100_000], checked=True)
 
 
 @pytest.mark.parametrize(
