@@ -10,9 +10,10 @@ import zlib
 
 import pytest
 
-from pagein.images.layers import window
+from pagein.images.layers import inflate, window
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.gzip import SPAN, GzipDecoder, GzipUnpacker
+from pagein.images.layers.inflate import Library
 from pagein.images.layers.point import Point
 
 
@@ -56,6 +57,15 @@ def raw_member(head: bytes, content: bytes) -> bytes:
     return head + packed + struct.pack("<II", zlib.crc32(content), len(content))
 
 
+@pytest.fixture(params=[False, True], ids=["zlib", "zlib-ng"])
+def each_library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """zlib and zlib-ng, whichever is preferred."""
+    one = inflate.library() if request.param else Library("libz.so.1", ng=False)
+    if one.ng is not request.param:
+        pytest.skip("needs zlib-ng")
+    monkeypatch.setattr(inflate, "library", lambda: one)
+
+
 FHCRC, FEXTRA, FNAME, FCOMMENT = 2, 4, 8, 16
 EXTRA = struct.pack("<H", 6) + b"BC\2\0ab"
 HEADERS = [
@@ -68,6 +78,7 @@ HEADERS = [
 ]
 
 
+@pytest.mark.usefixtures("each_library")
 @pytest.mark.parametrize("step", [1, 3, 1000, 1 << 20])
 def test_every_header_and_many_members(step: int) -> None:
     parts = [text(1000 * n, n) for n in range(1, 7)]
@@ -82,6 +93,7 @@ def test_a_wrong_header_checksum_is_seen() -> None:
         unpack(raw_member(bytes(head), b"x"))
 
 
+@pytest.mark.usefixtures("each_library")
 @pytest.mark.parametrize("level", [0, 1, 6, 9])
 def test_every_point_is_a_way_in(level: int) -> None:
     content = text(7 << 20)
@@ -174,6 +186,7 @@ def test_zeros_may_follow(end: bytes) -> None:
     assert unpack(SMALL + end, 1000)[0] == text(50_000)
 
 
+@pytest.mark.usefixtures("each_library")
 @pytest.mark.parametrize(
     ("data", "says"),
     [

@@ -151,7 +151,7 @@ def test_attributes_of_the_archive_are_not_overlayfs_own() -> None:
     [
         ([file(b"../x")], "'../x': name with '..'"),
         ([file(b"a/../../x")], "with '..'"),
-        ([file(b"a"), hardlink(b"b", b"../a")], "hard link 'b' with '..'"),
+        ([file(b"a"), hardlink(b"b", b"../a")], "'../a': hard link with '..'"),
         (
             [hardlink(b"new", b"usr/old")],
             "'new': hard link to 'usr/old', which this layer does not",

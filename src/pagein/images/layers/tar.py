@@ -118,7 +118,7 @@ class TarParser:
             parts.append(bytes(part))
         return b"".join(parts)
 
-    def _pass(self, length: int, what: str, *, tell: bool) -> _Steps:
+    def _pass(self, length: int, name: bytes, *, tell: bool) -> _Steps:
         """Go over `length` bytes of data, and the padding to a whole block behind them."""
         start = self._position
         end = start + length
@@ -133,7 +133,8 @@ class TarParser:
                 if self._closed and self._position >= end:
                     return  # only padding is missing: as the last member may be
                 if self._closed:
-                    raise LayerError(f"tar: truncated in the data of {what} at offset {start}")
+                    what = f"the data of {show(name)} at offset {start}"
+                    raise LayerError(f"tar: truncated in {what}")
                 yield
 
     # ---- members
@@ -205,8 +206,8 @@ class TarParser:
         if kind in _MULTI_VOLUME:
             raise LayerError(f"tar: part of a multi-volume archive at offset {at}: not supported")
         if kind not in _TYPES and kind not in _SKIPPED:
-            name = f"{show(header.name)} at offset {at}"
-            raise LayerError(f"tar: unknown type {show(kind)} of {name}: not supported")
+            where = f"{show(header.name)} at offset {at}"
+            raise LayerError(f"tar: unknown type {show(kind)} of {where}: not supported")
         values = {**self._global, **dict(records)}
         for key in _RESET_BY_EMPTY & values.keys():
             if not values[key]:
@@ -217,15 +218,15 @@ class TarParser:
             stored = 0
         if not 0 <= stored <= _MAX_SIZE:
             raise LayerError(f"tar: impossible size {stored} at offset {at}")
-        what = show(values.get(b"path", header.name))
+        name = values.get(b"path", header.name)
         if kind in _SKIPPED:
-            yield from self._pass(stored, what, tell=False)
+            yield from self._pass(stored, name, tell=False)
             return
         entry = _entry(header, values, records, at)
         stored = yield from self._layout(entry, header, block, records, values, stored)
         self._visitor.entry(entry)
         # As data of a directory there are only lists of names (type D, and V7's "name/").
-        yield from self._pass(stored, what, tell=not entry.is_dir)
+        yield from self._pass(stored, name, tell=not entry.is_dir)
 
     # ---- where the data lies
 

@@ -29,6 +29,7 @@ _OVERLAY = b"trusted.overlay."
 _NAMESPACES = (b"user.", b"trusted.", b"security.")  # what EROFS can name
 _ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 _WHITEOUT, _AUFS, _OPAQUE_MARK = b".wh.", b".wh..wh.", b".wh..wh..opq"
+_NO_PARTS = (b"", b".")
 _NAME_MAX, _PATH_MAX, _LINKS_MAX = 255, 4096, 40
 _XATTR_NAME_MAX, _XATTR_VALUE_MAX = 255, 65536  # of Linux
 _MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1  # of a device number in EROFS
@@ -192,19 +193,13 @@ class TreeBuilder:
             self._whiteouts.append((parent, hidden))
 
     def _hardlink(self, entry: Entry, parent: Node, name: bytes) -> None:
-        names = _split(entry.linkname, f"hard link {show(entry.path)}")
+        names = _split(entry.linkname, "hard link")
         found: Node | None = None
         if names:
             at = self._walk_to(names[:-1], entry.path, make=False)
             found = at.children.get(names[-1]) if at is not None and at.children else None
-        where = f"{show(entry.path)}: hard link to {show(entry.linkname)}"
-        if found is None:
-            raise LayerError(
-                f"{where}, which this layer does not hold: "
-                "a layer cannot link to a file of another layer, the image has to be built anew"
-            )
-        if found.children is not None:
-            raise LayerError(f"{where}, which is a directory")
+        if found is None or found.children is not None:
+            raise _no_link(entry, found)
         assert parent.children is not None
         existing = parent.children.get(name)
         if existing is not found:
@@ -236,6 +231,16 @@ class TreeBuilder:
         return node
 
 
+def _no_link(entry: Entry, found: Node | None) -> LayerError:
+    where = f"{show(entry.path)}: hard link to {show(entry.linkname)}"
+    if found is not None:
+        return LayerError(f"{where}, which is a directory")
+    return LayerError(
+        f"{where}, which this layer does not hold: "
+        "a layer cannot link to a file of another layer, the image has to be built anew"
+    )
+
+
 def _directory() -> Node:
     return Node(stat.S_IFDIR | 0o755, children={})
 
@@ -244,10 +249,10 @@ def _split(path: bytes, what: str) -> list[bytes]:
     """The parts of `path`; LayerError for what no file system or no careful tar takes."""
     if len(path) > _PATH_MAX:
         raise LayerError(f"{show(path)}: {what} of {len(path)} bytes: {_PATH_MAX} is the most")
-    parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+    parts = [part for part in path.split(b"/") if part not in _NO_PARTS]
     if b".." in parts:
         raise LayerError(f"{show(path)}: {what} with '..' in it: refused")
-    if parts and max(map(len, parts)) > _NAME_MAX:
+    if len(path) > _NAME_MAX and parts and max(map(len, parts)) > _NAME_MAX:
         raise LayerError(f"{show(path)}: {what} with a part of more than {_NAME_MAX} bytes")
     return parts
 
