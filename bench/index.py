@@ -84,7 +84,10 @@ class Contest:
 
 
 def make_layer(directory: Path, size: int) -> Path:
-    """A tar.gz of `size` bytes or so of this machine's own files, by pigz or gzip."""
+    """A tar.gz of `size` bytes or so of this machine's own files, by pigz or gzip.
+
+    Times are whole seconds without extended headers, as image builders write them.
+    """
     path = directory / "layer.tar.gz"
     packer = shutil.which("pigz") or "gzip"
     with (
@@ -92,7 +95,7 @@ def make_layer(directory: Path, size: int) -> Path:
         subprocess.Popen([packer, "-6"], stdin=subprocess.PIPE, stdout=out) as pipe,
     ):
         assert pipe.stdin is not None
-        with tarfile.open(fileobj=pipe.stdin, mode="w|") as tar:
+        with tarfile.open(fileobj=pipe.stdin, mode="w|", format=tarfile.GNU_FORMAT) as tar:
             left = size
             for file in (file for source in SOURCES for file in sorted(Path(source).rglob("*"))):
                 if left <= 0:

@@ -6,6 +6,7 @@ Rules: POSIX.1-2017 pax "ustar Interchange Format"; GNU tar 1.34 `src/list.c` (`
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
 from typing import NamedTuple
@@ -40,11 +41,17 @@ def text(field: bytes) -> bytes:
     return field.partition(b"\0")[0]
 
 
+@functools.lru_cache(maxsize=4096)  # owners, modes and times are few
+def _octal(field: bytes) -> int | None:
+    match = _OCTAL.match(field)
+    return int(match[1] or b"0", 8) if match is not None else None
+
+
 def number(field: bytes, what: str, at: int) -> int:
     """A numeric field: octal, or base-256 with sign (GNU, star). A blank one is 0."""
-    match = _OCTAL.match(field)
-    if match is not None:
-        return int(match[1] or b"0", 8)
+    value = _octal(field)
+    if value is not None:
+        return value
     if field[0] in (0x80, 0xFF):
         # Two's complement in all but the first byte, which only says the sign.
         value = int.from_bytes(field[1:], "big") - ((field[0] == 0xFF) << 8 * (len(field) - 1))

@@ -63,7 +63,8 @@ class TreeBuilder:
         """Take one member; LayerError if it has no place in a file system."""
         names = _split(entry.path, "name")
         self._names += len(entry.path) + len(entry.linkname)
-        self._names += sum(len(k) + len(v) for k, v in entry.xattrs.items())
+        if entry.xattrs:
+            self._names += sum(len(k) + len(v) for k, v in entry.xattrs.items())
         self._count(entry)
         if not names:
             self._set_root(entry)
