@@ -68,7 +68,7 @@ def test_a_kernel_half_after_another(stacker: Stacker) -> None:
     stacker.pagein.umount()
     assert len(stacker.layer_mounts()) == 2
     stacker.pagein.umount(other)
-    assert not stacker.pagein.leftovers()
+    wait_for(lambda: not stacker.pagein.leftovers())
 
 
 def test_unmounted_while_there_is_no_kernel_half(stacker: Stacker) -> None:
@@ -103,7 +103,7 @@ def test_layers_of_a_killed_keeper_are_taken_away_by_the_next(stacker: Stacker) 
     assert len(stacker.layer_mounts()) == 2
     subprocess.run(["umount", "-l", target], check=True)
     stacker.pagein.umount(other)
-    assert not stacker.pagein.leftovers()
+    wait_for(lambda: not stacker.pagein.leftovers())
 
 
 def rounds(stacker: Stacker, module: str, times: int) -> None:

@@ -20,7 +20,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Writable:
-    """Where a stack keeps what is written: `upper` and `work` below `directory`, made if need be."""
+    """Where a stack keeps what is written: `upper` and `work`, made below `directory`."""
 
     directory: str
     volatile: bool = False
