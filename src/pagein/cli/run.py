@@ -142,9 +142,13 @@ def run(
             )
             state = runc_state(settings)
             status = run_container(place.rootfs, config, options, place=place.bundle, state=state)
+    except runc.RunError as problem:
+        if not problem.said:
+            print(f"pagein: {message_of(problem)}", file=sys.stderr)
+        status = problem.status
     except OSError as problem:
         print(f"pagein: {message_of(problem)}", file=sys.stderr)
-        status = problem.status if isinstance(problem, runc.RunError) else FAILED
+        status = FAILED
     raise typer.Exit(status)
 
 

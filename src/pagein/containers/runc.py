@@ -43,9 +43,11 @@ _CAPABILITY_NAMES: Final = (
 class RunError(OSError):
     """A container that could not be started; `status` is what the command exits with."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, *, said: bool = False) -> None:
+        """`said`: runc has told the user already, on the standard error that it hands on."""
         super().__init__(errno.ENOEXEC, text)
         self.status = status
+        self.said = said
 
 
 def find() -> str:
@@ -152,7 +154,7 @@ def _why(log: str) -> RunError:
             if entry.get("level") in ("error", "fatal"):
                 text = str(entry["msg"])
     if 'exec: "' not in text and "exec /" not in text:
-        return RunError(FAILED, text)
+        return RunError(FAILED, text, said=True)
     if "not found" in text or "no such file" in text:
-        return RunError(NOT_FOUND, text)
-    return RunError(NOT_EXECUTABLE, text)
+        return RunError(NOT_FOUND, text, said=True)
+    return RunError(NOT_EXECUTABLE, text, said=True)

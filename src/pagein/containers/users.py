@@ -33,7 +33,8 @@ def resolve(user: str, root: str) -> User:
     Raises OSError EINVAL in one line, when a name has no entry.
     """
     name, _, group = user.partition(":")
-    entry = _passwd(name or "0", root)
+    name = name or "0"
+    entry = _passwd(name, root)
     if entry is None:
         number = _number(name)
         if number is None:
