@@ -40,6 +40,8 @@ _PIECE = 64 << 10
 """Bytes that pass the link at once, at most; at low rates as many as pass in a millisecond."""
 _AHEAD = 0.004
 """Seconds that the link may be booked ahead: more than the loop's clock is coarse."""
+_STALL = 0.25
+"""Seconds of a link that is busy, at most, that are made up for when this process comes late."""
 _IN_FLIGHT = 64 << 20
 """Bytes of one connection on their way, at most, when the receiver does not take them."""
 _CONNECT = 10.0
@@ -67,16 +69,22 @@ class Direction:
         self._free_at = 0.0
         self._turn = asyncio.Lock()  # first come, first served
 
-    async def pass_through(self, length: int, rate: float | None) -> float:
-        """Wait for the link and pass it; the time at which the last byte leaves it."""
+    async def pass_through(self, length: int, rate: float | None, *, waited: bool) -> float:
+        """Wait for the link and pass it; the time at which the last byte leaves it.
+
+        `waited`: these bytes were there before the link was free, so that it is busy without a gap,
+        even if this process was not given the processor in time to see it.
+        """
         loop = asyncio.get_running_loop()
         if rate is None:
             return loop.time()
+        waited |= self._turn.locked()
         async with self._turn:
             wait = self._free_at - _AHEAD - loop.time()
             if wait > 0:
                 await asyncio.sleep(wait)
-            self._free_at = max(self._free_at, loop.time()) + length / rate
+            begin = loop.time() - (_STALL if waited else 0)
+            self._free_at = max(self._free_at, begin) + length / rate
             return self._free_at
 
 
@@ -179,11 +187,13 @@ class LinkProxy:
         """From the client to the server; nothing leaves before `open_at`."""
         loop = asyncio.get_running_loop()
         async with _Pipe(writer) as pipe:
-            while data := await reader.read(self._piece()):
+            waited = False
+            while data := await reader.read(piece := self._piece()):
                 self._note_requests(exchange, data)
                 if (wait := open_at - loop.time()) > 0:
                     await asyncio.sleep(wait)
-                left = await self._up.pass_through(len(data), self.rate)
+                left = await self._up.pass_through(len(data), self.rate, waited=waited)
+                waited = len(data) == piece
                 self.counters.bytes_up += len(data)
                 await pipe.put(left + self.rtt / 2, data)
 
@@ -192,8 +202,10 @@ class LinkProxy:
     ) -> None:
         """From the server to the client."""
         async with _Pipe(writer, before=lambda: self._note_answer(exchange)) as pipe:
-            while data := await reader.read(self._piece()):
-                left = await self._down.pass_through(len(data), self.rate)
+            waited = False
+            while data := await reader.read(piece := self._piece()):
+                left = await self._down.pass_through(len(data), self.rate, waited=waited)
+                waited = len(data) == piece
                 self.counters.bytes_down += len(data)
                 await pipe.put(left + self.rtt / 2, data)
 
