@@ -261,7 +261,10 @@ def test_the_next_command_cleans_up(runner: Runner) -> None:
     assert len(guards) == 1
     os.kill(int(guards[0]), signal.SIGKILL)
     process.kill()
-    process.communicate(timeout=DEADLINE)
+    process.wait(DEADLINE)
+    for stream in (process.stdin, process.stdout, process.stderr):
+        assert stream is not None
+        stream.close()  # the container, which lives, has the other ends
     assert processes_with("MARK=swept")
     assert runner.leftovers()
     runner.pagein.run("status")

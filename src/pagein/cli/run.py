@@ -108,6 +108,7 @@ def run(
     from pagein.cli.places import container, runc_state, sweep
     from pagein.containers import runc
     from pagein.containers.run import RunOptions, Volume, run_container
+    from pagein.containers.streams import terminal_size
 
     settings = settings_of(ctx, state_dir, cache)
     try:
@@ -128,6 +129,7 @@ def run(
             writable = Writable(rw) if rw else Writable(str(place.written), volatile=True)
             target = str(place.rootfs)
             config = mount(MountRequest(ask, settings, image, target, writable, timeout))
+            terminal = os.isatty(0) and os.isatty(1) if tty is None else tty
             options = RunOptions(
                 name=place.name,
                 command=command or (),
@@ -137,7 +139,8 @@ def run(
                 workdir=workdir,
                 volumes=volumes,
                 host_network=net is Network.HOST,
-                tty=os.isatty(0) and os.isatty(1) if tty is None else tty,
+                tty=terminal,
+                tty_size=terminal_size(0) if terminal else (0, 0),
                 read_only=read_only,
             )
             state = runc_state(settings)

@@ -49,7 +49,6 @@ def run_container(
         if listener is not None:
             console = streams.take_console(listener)
             stack.callback(os.close, console)
-            streams.copy_size(0, console)
             stack.enter_context(streams.raw_terminal(0))
         return streams.wait(pid, signals, stop_signal=stop, console=console)
 

@@ -92,6 +92,8 @@ class RunOptions:
     volumes: Sequence[Volume] = ()
     host_network: bool = False
     tty: bool = False
+    tty_size: tuple[int, int] = (0, 0)
+    """Rows and columns that its terminal has from the beginning."""
     read_only: bool = False
 
 
@@ -120,6 +122,7 @@ def runtime_spec(
         "ociVersion": "1.0.2",
         "process": {
             "terminal": options.tty,
+            **_console(options),
             "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)},
             "args": arguments(config, options),
             "env": environment(config, options, user, machine),
@@ -167,6 +170,11 @@ def environment(
         key, _, value = word.partition("=")
         found[key] = value
     return [f"{key}={value}" for key, value in found.items()]
+
+
+def _console(options: RunOptions) -> dict[str, Any]:
+    rows, columns = options.tty_size
+    return {"consoleSize": {"height": rows, "width": columns}} if options.tty else {}
 
 
 def _mounts(options: RunOptions, machine: Machine) -> list[dict[str, Any]]:

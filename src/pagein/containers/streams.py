@@ -5,10 +5,8 @@ One loop over file descriptors, in a program that does nothing else meanwhile.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import errno
-import fcntl
 import os
 import select
 import signal
@@ -87,12 +85,15 @@ def take_console(listener: socket.socket) -> int:
     return fds[0]
 
 
-def copy_size(source: int, target: int) -> None:
-    """Give one terminal the size of another."""
-    size = array.array("H", [0, 0, 0, 0])
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(source, termios.TIOCGWINSZ, size)
-        fcntl.ioctl(target, termios.TIOCSWINSZ, size)
+def terminal_size(fd: int) -> tuple[int, int]:
+    """Rows and columns of a terminal; 0 if it does not know them."""
+    return termios.tcgetwinsize(fd)
+
+
+def _resize(console: int) -> None:
+    """Give the container's terminal the size of ours."""
+    with contextlib.suppress(termios.error):
+        termios.tcsetwinsize(console, termios.tcgetwinsize(0))
 
 
 def wait(
@@ -131,7 +132,7 @@ def _forward(numbers: Sequence[int], pid: int, stop_signal: int, console: int | 
     for number in numbers:
         if number == signal.SIGWINCH:
             if console is not None:
-                copy_size(0, console)
+                _resize(console)
         elif number in FORWARDED:
             _send(pid, stop_signal if number == signal.SIGTERM else number)
     return sum(number in (signal.SIGINT, signal.SIGTERM) for number in numbers)
