@@ -4,7 +4,9 @@ import os
 import pty
 import signal
 import subprocess
+import termios
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -299,30 +301,68 @@ def test_a_half_is_killed_under_a_container(runner: Runner, module: str) -> None
 # ---- terminals ----------------------------------------------------------------------------------
 
 
-def test_a_terminal(runner: Runner) -> None:
-    master, slave = pty.openpty()
-    try:
-        subprocess.run(["stty", "cols", "91", "rows", "17"], stdin=slave, check=True)
-        image = runner.image(Cmd=["sh", "-c", "tty; stty size; cat; exit 5"])
-        process = subprocess.Popen(
-            runner.pagein.argv("run", image), stdin=slave, stdout=slave, stderr=slave
-        )
-        seen = b""
+class Terminal:
+    """A pseudo-terminal, and what has been seen on it."""
 
-        def until(text: bytes) -> bool:
-            nonlocal seen
-            while text not in seen:
-                seen += os.read(master, 4096)
-            return True
+    def __init__(self) -> None:
+        self.master, self.slave = pty.openpty()
+        self.seen = b""
+        subprocess.run(["stty", "cols", "91", "rows", "17"], stdin=self.slave, check=True)
 
-        assert until(b"17 91")
-        assert b"/dev/pts/0" in seen
-        os.write(master, b"typed\r\x04")
-        assert until(b"typed\r\ntyped")
-        assert process.wait(DEADLINE) == 5
-    finally:
-        os.close(master)
-        os.close(slave)
+    def start(self, runner: Runner, script: str) -> "subprocess.Popen[bytes]":
+        """A container with this terminal, of which only the container has the other end."""
+        argv = runner.pagein.argv("run", runner.image(Cmd=["sh", "-c", script]))
+        slave, self.slave = self.slave, -1
+        try:
+            return subprocess.Popen(argv, stdin=slave, stdout=slave, stderr=slave)
+        finally:
+            os.close(slave)
+
+    def until(self, text: bytes) -> None:
+        """Read until something has been seen."""
+        while text not in self.seen:
+            self.seen += os.read(self.master, 4096)
+
+    def hang_up(self) -> None:
+        """Close the master."""
+        if self.master >= 0:
+            os.close(self.master)
+            self.master = -1
+
+
+@pytest.fixture
+def terminal() -> Iterator[Terminal]:
+    mine = Terminal()
+    yield mine
+    mine.hang_up()
+
+
+def test_a_terminal(runner: Runner, terminal: Terminal) -> None:
+    process = terminal.start(runner, "tty; stty size; cat; exit 5")
+    terminal.until(b"17 91")
+    assert b"/dev/pts/0" in terminal.seen
+    os.write(terminal.master, b"typed\r\x04")
+    terminal.until(b"typed\r\ntyped")
+    assert process.wait(DEADLINE) == 5
+    assert not runner.leftovers()
+
+
+def test_a_terminal_is_resized(runner: Runner, terminal: Terminal) -> None:
+    process = terminal.start(
+        runner, "trap 'stty size; exit 6' WINCH; echo up; while sleep 0.1; do :; done"
+    )
+    terminal.until(b"up")
+    termios.tcsetwinsize(terminal.master, (18, 92))
+    process.send_signal(signal.SIGWINCH)  # it is not the command's controlling terminal
+    terminal.until(b"18 92")
+    assert process.wait(DEADLINE) == 6
+
+
+def test_a_terminal_that_hangs_up(runner: Runner, terminal: Terminal) -> None:
+    process = terminal.start(runner, "echo up; cat; exit 7")
+    terminal.until(b"up")
+    terminal.hang_up()
+    assert process.wait(DEADLINE) == 7
     assert not runner.leftovers()
 
 

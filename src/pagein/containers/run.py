@@ -48,7 +48,6 @@ def run_container(
         console = None
         if listener is not None:
             console = streams.take_console(listener)
-            stack.callback(os.close, console)
             stack.enter_context(streams.raw_terminal(0))
         return streams.wait(pid, signals, stop_signal=stop, console=console)
 

@@ -70,7 +70,8 @@ def raw_terminal(fd: int) -> Iterator[None]:
     try:
         yield
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        with contextlib.suppress(termios.error):  # it may have hung up
+            termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
 def take_console(listener: socket.socket) -> int:
@@ -102,6 +103,8 @@ def wait(
     """Serve the container whose first process is `pid`, our child, to its end; its exit status.
 
     128 + n when signal n ended it. `stop_signal` is what SIGTERM becomes, by the image's wish.
+    `console` is the master of its terminal, and closed here: when our terminal hangs up, so does
+    the container's.
     """
     insisted = 0
     pidfd = os.pidfd_open(pid)
@@ -115,16 +118,25 @@ def wait(
                 insisted += _forward(signals.take(), pid, stop_signal, console)
                 if insisted >= _INSIST:
                     _send(pid, signal.SIGKILL)
-            if console is not None:
-                for source, target in ((0, console), (console, 1)):
-                    if source in ready and not _copy(source, target):
-                        poll.unregister(source)
             if pidfd in ready:
                 if console is not None:
                     _drain(console)
                 return _status(os.waitpid(pid, 0)[1])
+            if console is not None and not _copy_ready(ready, console):
+                poll.unregister(0)
+                poll.unregister(console)
+                os.close(console)
+                console = None
     finally:
         os.close(pidfd)
+        if console is not None:
+            os.close(console)
+
+
+def _copy_ready(ready: set[int], console: int) -> bool:
+    """Copy what has come, either way; False when one of the terminals has hung up."""
+    ways = ((0, console), (console, 1))
+    return all(_copy(source, target) for source, target in ways if source in ready)
 
 
 def _forward(numbers: Sequence[int], pid: int, stop_signal: int, console: int | None) -> int:
