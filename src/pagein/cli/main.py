@@ -6,7 +6,7 @@ import os
 
 import typer
 
-from pagein.cli import cat, daemon, device, du, extract, ls, mount, stat, status, umount
+from pagein.cli import cat, daemon, device, du, extract, ls, mount, run, stat, status, umount
 from pagein.cli.settings import CacheDir, Settings, StateDir
 
 app = typer.Typer(
@@ -37,10 +37,15 @@ def _options(
         False, "--version", callback=_version, is_eager=True, help="Say the version."
     ),
 ) -> None:
-    ctx.obj = Settings().given(state_dir, cache)
+    settings = ctx.obj = Settings().given(state_dir, cache)
+    if os.path.isdir(settings.path("containers")) and os.listdir(settings.path("containers")):
+        from pagein.cli.places import sweep
+
+        sweep(settings)
 
 
 app.command("mount")(mount.mount)
+app.command("run")(run.run)
 app.command("umount")(umount.umount)
 app.command("status")(status.status)
 app.command("ls")(ls.ls)

@@ -17,6 +17,10 @@ def print_status(found: dict[str, Any]) -> None:
         console.print(f"[red]{found['problem']}[/red]")
     for mount in found["mounts"]:
         how = "complete, mounted directly" if mount["direct"] else "on demand"
+        if mount.get("layers"):
+            how = f"{mount['layers']} layers, {how}"
+        if mount.get("upper"):
+            how += f", written to {mount['upper']}"
         text = f"{mount['target']}  {', '.join(mount['sources'])}  ({how})"
         console.print(text, soft_wrap=True, markup=False, highlight=False)
     if found["blobs"]:
