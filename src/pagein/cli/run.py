@@ -16,11 +16,13 @@ from pagein.cli.halves import Ask, kept_running
 from pagein.cli.settings import (
     CacheDir,
     DaemonUser,
+    PlatformOption,
     Settings,
     StateDir,
     default_user,
     settings_of,
 )
+from pagein.cli.sources import is_image
 from pagein.cli.stacks import Writable
 from pagein.control import ControlError, message_of
 
@@ -45,6 +47,7 @@ class MountRequest:
     target: str
     writable: Writable
     timeout: float
+    platform: str = ""
 
 
 def _mounter(image: str) -> Callable[[MountRequest], dict[str, Any]]:
@@ -53,12 +56,30 @@ def _mounter(image: str) -> Callable[[MountRequest], dict[str, Any]]:
         from pagein.cli.stackfile import mount
 
         return mount
-    raise ControlError(errno.EINVAL, f"{image}: use stack:FILE")
+    if is_image(image):
+        return _mount_image
+    raise ControlError(errno.EINVAL, f"{image}: use docker://HOST/NAME:TAG, or oci:DIR:TAG")
+
+
+def _mount_image(request: MountRequest) -> dict[str, Any]:
+    from pagein.cli.images import Wanted, mount_image
+
+    return mount_image(
+        request.settings,
+        request.ask,
+        Wanted(request.image, request.platform),
+        request.target,
+        writable=request.writable,
+        suid=True,
+        timeout=request.timeout,
+    )
 
 
 def run(
     ctx: typer.Context,
-    image: Annotated[str, typer.Argument(help="The image: stack:FILE.")],
+    image: Annotated[
+        str, typer.Argument(help="The image: docker://HOST/NAME:TAG, or oci:DIR:TAG.")
+    ],
     command: Annotated[
         list[str] | None,
         typer.Argument(metavar="[-- COMMAND ...]", help="Instead of the image's own command."),
@@ -87,6 +108,7 @@ def run(
         str | None,
         typer.Option("--rw", metavar="DIR", help="Keep what is written below DIR."),
     ] = None,
+    platform: PlatformOption = "",
     net: Annotated[Network, typer.Option("--net", help="What network it has.")] = Network.NONE,
     tty: Annotated[
         bool | None,
@@ -128,7 +150,7 @@ def run(
         ):
             writable = Writable(rw) if rw else Writable(str(place.written), volatile=True)
             target = str(place.rootfs)
-            config = mount(MountRequest(ask, settings, image, target, writable, timeout))
+            config = mount(MountRequest(ask, settings, image, target, writable, timeout, platform))
             terminal = os.isatty(0) and os.isatty(1) if tty is None else tty
             options = RunOptions(
                 name=place.name,

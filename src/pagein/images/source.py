@@ -43,6 +43,7 @@ class Image:
     config: ImageConfig
     config_bytes: bytes = field(repr=False)
     artifacts: tuple[tuple[Descriptor, Manifest], ...] = ()
+    manifest_bytes: bytes = field(default=b"", repr=False)
 
 
 class ImageSource(ABC):
@@ -116,19 +117,21 @@ async def load_image(
     In at most four round trips whatever the number of layers: index; manifest; config and
     referrers; the artifacts' manifests. A token takes two more, an index within an index one.
     """
-    descriptor, manifest = await _manifest_for(source, platform)
+    descriptor, manifest, raw = await _manifest_for(source, platform)
     (config, data), artifacts = await both(
         _config(source, manifest, platform), _artifacts(source, descriptor, artifact_type)
     )
-    return Image(descriptor, manifest, config, data, artifacts)
+    return Image(descriptor, manifest, config, data, artifacts, raw)
 
 
-async def _manifest_for(source: ImageSource, platform: Platform) -> tuple[Descriptor, Manifest]:
+async def _manifest_for(
+    source: ImageSource, platform: Platform
+) -> tuple[Descriptor, Manifest, bytes]:
     descriptor, data = await source.resolve()
     for _ in range(_MAX_DEPTH):
         document = parse_manifest(str(source), data, descriptor.media_type)
         if isinstance(document, Manifest):
-            return descriptor, document
+            return descriptor, document, data
         descriptor = choose_manifest(str(source), document, platform)
         data = await source.manifest(descriptor)
     raise OriginError.of(str(source), f"indexes within indexes, more than {_MAX_DEPTH} deep")
@@ -153,10 +156,15 @@ async def _config(
 ) -> tuple[ImageConfig, bytes]:
     data = await source.blob(manifest.config, MAX_CONFIG)
     config = parse_config(str(source), data, manifest)
+    check_platform(str(source), config, platform)
+    return config, data
+
+
+def check_platform(source: str, config: ImageConfig, platform: Platform) -> None:
+    """Raise OriginError of `source` unless `platform` runs the image of `config`."""
     if suits(config.platform, platform) is None:
         cause = f"is an image for {config.platform}, not for {platform}"
-        raise OriginError.of(str(source), cause)
-    return config, data
+        raise OriginError.of(source, cause)
 
 
 async def _artifacts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 
 from pagein.control import listen
 from pagein.fuse.connection import handshake
@@ -49,6 +50,9 @@ class Held:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path("kernel-half.json"))
+        # Credentials that the user half holds are for its mounts, and end with them.
+        shutil.rmtree(self.path("secrets"), ignore_errors=True)
+        stack.callback(shutil.rmtree, self.path("secrets"), ignore_errors=True)
         self.device_fd = self._fuse(stack, "dev")
         self.blob_fd = self._fuse(stack, "blobs")
         for name in ("control.sock", "daemon.sock"):  # the last one also when it is not ours
