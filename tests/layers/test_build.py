@@ -101,7 +101,7 @@ def test_a_cancelled_build_ends_its_threads(tmp_path: Path) -> None:
                 await task
 
     asyncio.run(main())
-    assert not {"blob", "digest"} & threads()
+    assert not {"blob", "digest", "tar"} & threads()
 
 
 def test_a_sink_that_fails_ends_the_build() -> None:
@@ -114,7 +114,7 @@ def test_a_sink_that_fails_ends_the_build() -> None:
     ):
         b.feed(PACKED)
         b.finish(io.BytesIO())
-    assert not {"blob", "digest"} & threads()
+    assert not {"blob", "digest", "tar"} & threads()
 
 
 # ---- not the layer that was asked for -----------------------------------------------------------
@@ -160,7 +160,7 @@ def test_a_wrong_size_is_refused() -> None:
 def test_what_is_no_layer_is_refused(data: bytes, says: str) -> None:
     with pytest.raises(LayerError, match=says):
         index(rig.layer_of(data), data)
-    assert not {"blob", "digest"} & threads()
+    assert not {"blob", "digest", "tar"} & threads()
 
 
 # ---- memory -------------------------------------------------------------------------------------

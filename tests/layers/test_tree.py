@@ -184,6 +184,8 @@ def test_few_members_cannot_make_many_nodes() -> None:
     with pytest.raises(LayerError, match="more than 1000 files"):
         build(*deep, limits=limits)
     with pytest.raises(LayerError, match="too many names"):
+        build(file(b"a/" * 1000 + b"x"), limits=Limits(names=500_000))
+    with pytest.raises(LayerError, match="too many names"):
         build(*[file(b"%0200d" % n) for n in range(100)], limits=Limits(names=10_000))
 
 

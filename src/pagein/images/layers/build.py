@@ -1,7 +1,7 @@
 """Builds the index of a layer while the layer streams by, once.
 
-Compressed bytes are hashed, unpacked, hashed again, parsed as a tar and laid out as the data blob;
-hashing runs in threads beside. What is held is the tree, the extent table and a few buffers, never
+Compressed bytes are hashed, unpacked, hashed again, parsed as a tar and laid out as the data blob,
+each in a thread of its own. What is held is the tree, the extent table and a few buffers, never
 the layer. Nothing is an index before both digests, the layer's and the tar's, are those wanted.
 """
 
@@ -74,6 +74,7 @@ class IndexBuilder:
         self._blob = blob.BlobBuilder(sink)
         self._tree = TreeBuilder(self._blob.place, limits)
         self._parser = TarParser(_Members(self._tree, self._blob), limits)
+        self._parsing = _Worker("tar")
         self._packed = _Digest(layer.digest)
         self._tar = _Digest(layer.diff_id or "sha256:")
         self.tar_size = 0
@@ -87,9 +88,8 @@ class IndexBuilder:
 
     def close(self) -> None:
         """End the threads; twice is fine."""
-        self._packed.close()
-        self._tar.close()
-        self._blob.close()
+        for worker in (self._parsing, self._packed, self._tar, self._blob):
+            worker.close()
         if self._unpacker is not None:
             self._unpacker.close()
 
@@ -98,7 +98,7 @@ class IndexBuilder:
         self.received += len(data)
         if self.received > self._layer.size:
             raise LayerError(f"the layer is longer than the {self._layer.size} bytes it should be")
-        self._packed.update(data)
+        self._packed.update(memoryview(data))
         if self._head is not None:
             self._head += data
             if len(self._head) < _HEAD and self.received < self._layer.size:
@@ -112,7 +112,7 @@ class IndexBuilder:
     def _take_tar(self, view: memoryview) -> None:
         self._tar.update(view)
         self.tar_size += len(view)
-        self._parser.feed(view)
+        self._parsing.submit(self._parser.feed, view)
 
     def finish(self, out: BinaryIO) -> Built:
         """Write the index to `out`, an empty file open for reading and writing.
@@ -126,6 +126,7 @@ class IndexBuilder:
         _same("the layer", self._packed.result(), layer.digest)
         if self._unpacker is not None:
             self._unpacker.finish()
+        self._parsing.finish()
         self._parser.close()
         self._blob.finish()
         diff_id = self._tar.result()
@@ -226,28 +227,42 @@ class _Members:
         self.entry = tree.add
 
 
-class _Digest:
-    """A digest that is computed in a thread of its own, a few pieces behind."""
+class _Worker:
+    """A thread that does one thing after the other, a few behind; `submit` raises what it met."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, name)
+        self._behind: deque[Future[None]] = deque()
+
+    def submit(self, call: Callable[[memoryview], None], data: memoryview) -> None:
+        self._behind.append(self._thread.submit(call, data))
+        if len(self._behind) > _AHEAD:
+            self._behind.popleft().result()
+
+    def finish(self) -> None:
+        while self._behind:
+            self._behind.popleft().result()
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+
+class _Digest(_Worker):
+    """A digest that is computed in a thread of its own."""
 
     def __init__(self, wanted: str) -> None:
         self._name, _, _ = wanted.partition(":")
         if self._name not in ("sha256", "sha512"):
             raise LayerError(f"digest {wanted!r}: only sha256 and sha512 are known")
         self._hash = hashlib.new(self._name)
-        self._thread = ThreadPoolExecutor(1, "digest")
-        self._behind: deque[Future[None]] = deque()
+        super().__init__("digest")
 
-    def update(self, data: bytes | memoryview) -> None:
-        self._behind.append(self._thread.submit(self._hash.update, data))
-        if len(self._behind) > _AHEAD:
-            self._behind.popleft().result()
+    def update(self, data: memoryview) -> None:
+        self.submit(self._hash.update, data)
 
     def result(self) -> str:
-        self._thread.shutdown()
+        self.finish()
         return f"{self._name}:{self._hash.hexdigest()}"
-
-    def close(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
 
 
 def _compression(head: bytes) -> Compression:

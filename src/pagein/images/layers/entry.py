@@ -52,5 +52,5 @@ class Limits(NamedTuple):
     """Pieces of sparse files, in the whole archive."""
     nodes: int = 600_000
     """Files, directories and links, with the parents that the archive leaves out."""
-    names: int = 64 << 20
+    names: int = 128 << 20
     """Bytes of names, link targets and extended attributes, in the whole archive."""

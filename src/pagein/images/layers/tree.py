@@ -65,7 +65,7 @@ class TreeBuilder:
         self._names += len(entry.path) + len(entry.linkname)
         if entry.xattrs:
             self._names += sum(len(k) + len(v) for k, v in entry.xattrs.items())
-        self._count(entry)
+        self._count(entry.path)
         if not names:
             self._set_root(entry)
             return
@@ -139,22 +139,20 @@ class TreeBuilder:
                     return None
                 found = _directory()
                 self._implied[found] = b"/".join(came)
-                self._count_node(path)
+                self._names += len(self._implied[found])
+                self._count(path)
                 children[name] = found
             trail.append(found)
         return trail[-1]
 
-    def _count(self, entry: Entry) -> None:
-        self._count_node(entry.path)
-        if self._names > self._limits.names:
-            raise LayerError(f"too many names and attributes in one layer, at {show(entry.path)}")
-
-    def _count_node(self, path: bytes) -> None:
+    def _count(self, path: bytes) -> None:
         self._nodes += 1
         if self._nodes > self._limits.nodes:
             raise LayerError(
                 f"more than {self._limits.nodes} files in one layer, at {show(path)}: refused"
             )
+        if self._names > self._limits.names:
+            raise LayerError(f"too many names and attributes in one layer, at {show(path)}")
 
     # ---- what is put there
 
