@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ from typing import NoReturn
 from pagein.cli.settings import Settings
 
 log = logging.getLogger("pagein")
+
+_PATIENCE = 60.0
+"""Seconds in which a guard tries to clean up, before it leaves that to the next command."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def container(settings: Settings) -> Iterator[Place]:
         lock = _lock(place)
     assert lock is not None
     try:
-        with _guard(settings, lock):
+        with _guard(settings, place, lock):
             try:
                 place.written.mkdir(parents=True, mode=0o700)
                 yield place
@@ -137,14 +141,14 @@ def clean(settings: Settings, place: Place) -> None:
 
 
 @contextlib.contextmanager
-def _guard(settings: Settings, lock: int) -> Iterator[None]:
+def _guard(settings: Settings, place: Place, lock: int) -> Iterator[None]:
     """A process that cleans up when this one is killed within the block."""
     read, write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if not pid:
         os.close(write)
         os.close(lock)
-        _stand_guard(settings, read)
+        _stand_guard(settings, place, read)
     os.close(read)
     try:
         yield
@@ -156,7 +160,7 @@ def _guard(settings: Settings, lock: int) -> Iterator[None]:
             os.waitpid(pid, 0)
 
 
-def _stand_guard(settings: Settings, pipe: int) -> NoReturn:
+def _stand_guard(settings: Settings, place: Place, pipe: int) -> NoReturn:
     """Clean up if the other end of `pipe` is closed without a word."""
     try:
         os.setsid()  # an interrupt from the terminal is not for it
@@ -167,6 +171,10 @@ def _stand_guard(settings: Settings, pipe: int) -> NoReturn:
         for fd in (0, 1, 2):  # whoever reads our output must see its end
             os.dup2(null, fd)
         if not os.read(pipe, 1):
-            sweep(settings)
+            # The pipe may end before the lock does: the kernel closes files in no order.
+            give_up = time.monotonic() + _PATIENCE
+            while place.bundle.exists() and time.monotonic() < give_up:
+                sweep(settings)
+                time.sleep(0.02)
     finally:
         os._exit(0)

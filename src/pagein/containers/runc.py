@@ -16,6 +16,7 @@ import resource
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -130,19 +131,25 @@ class Runc:
         return int(Path(pid_file).read_text())
 
     def delete(self, name: str) -> None:
-        """Kill a container if it lives, and forget it; nothing if there is none."""
-        if not os.path.isdir(os.path.join(self.state, name)):
-            return
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(
-                [self.program, "--root", self.state, "delete", "--force", name],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                timeout=_DELETE,
-                check=False,
-            )
+        """Kill a container if it lives, and forget it; nothing if there is none.
+
+        Asks more than once: a container that is being started does not let itself be deleted.
+        """
+        give_up = time.monotonic() + _DELETE
+        while os.path.isdir(os.path.join(self.state, name)):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                subprocess.run(
+                    [self.program, "--root", self.state, "delete", "--force", name],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                    timeout=_DELETE,
+                    check=False,
+                )
+            if time.monotonic() > give_up:
+                return
+            time.sleep(0.02)
 
 
 def _why(log: str) -> RunError:
