@@ -273,7 +273,7 @@ def indexes_of(image: Image) -> dict[str, Descriptor]:
 
 def _checked(new: New, layer: Layer, digest: str, size: int) -> IndexOf:
     """What to remember of an index file; LayerError unless it is one, of that layer."""
-    with Index(new.file.name) as index:
+    with Index(new.path) as index:
         found = index.header.layer
         if (found.digest, found.size, found.diff_id) != (layer.digest, layer.size, layer.diff_id):
             raise LayerError(f"the index {digest} is of another layer, {found.digest}")

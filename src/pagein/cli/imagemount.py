@@ -82,9 +82,9 @@ def _bring(settings: Settings, wanted: Wanted, *, timeout: float) -> Answer:
             except NotListening:
                 text = "the user half does not run: images are served by pagein's own only"
                 raise ControlError(errno.ENOENT, f"{wanted.source}: {text}") from None
+            shown.update(answer["progress"])
             if answer["done"]:
                 return answer
-            shown.update(answer["layers"])
 
 
 async def _auth(source: str) -> dict[str, Any]:
