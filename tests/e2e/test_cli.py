@@ -23,7 +23,10 @@ from pagein.testing.webserver import Fault, WebServer
 HEAVY = ("aiohttp", "rich")
 
 
-@pytest.mark.parametrize("words", [(), *((name,) for name in ("mount", "umount", "status"))])
+COMMANDS = ("mount", "umount", "status", "ls", "cat", "stat", "du", "extract")
+
+
+@pytest.mark.parametrize("words", [(), *((name,) for name in COMMANDS)])
 def test_help_is_quick_to_load(words: tuple[str, ...]) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *COMMAND[1:], *words, "--help"],

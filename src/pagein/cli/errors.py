@@ -23,5 +23,7 @@ def one_line_errors() -> Iterator[None]:
 
     try:
         yield
+    except BrokenPipeError:
+        raise  # `main` knows what to do
     except OSError as problem:
         fail(message_of(problem))

@@ -6,7 +6,21 @@ import os
 
 import typer
 
-from pagein.cli import daemon, device, mount, status, umount
+from pagein.cli import (
+    cat,
+    daemon,
+    device,
+    du,
+    extract,
+    images,
+    index,
+    ls,
+    mount,
+    run,
+    stat,
+    status,
+    umount,
+)
 from pagein.cli.settings import CacheDir, Settings, StateDir
 
 app = typer.Typer(
@@ -37,12 +51,24 @@ def _options(
         False, "--version", callback=_version, is_eager=True, help="Say the version."
     ),
 ) -> None:
-    ctx.obj = Settings().given(state_dir, cache)
+    settings = ctx.obj = Settings().given(state_dir, cache)
+    if os.path.isdir(settings.path("containers")) and os.listdir(settings.path("containers")):
+        from pagein.cli.places import sweep
+
+        sweep(settings)
 
 
 app.command("mount")(mount.mount)
+app.command("run")(run.run)
 app.command("umount")(umount.umount)
 app.command("status")(status.status)
+app.command("ls")(ls.ls)
+app.command("cat")(cat.cat)
+app.command("stat")(stat.stat)
+app.command("du")(du.du)
+app.command("extract")(extract.extract)
+app.command("images")(images.images)
+app.command("index")(index.index)
 app.command("daemon")(daemon.daemon)
 app.command("device")(device.device)
 

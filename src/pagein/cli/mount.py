@@ -1,4 +1,4 @@
-"""`pagein mount SOURCE [--device BLOB ...] DIR`."""
+"""`pagein mount SOURCE [--device BLOB ...] DIR`; SOURCE may be an image of layers."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from typing import Annotated
 import typer
 
 from pagein.cli.errors import fail, one_line_errors
-from pagein.cli.halves import kept_running
+from pagein.cli.halves import Ask, kept_running
 from pagein.cli.settings import (
     DEFAULT_CACHE,
     CacheDir,
     DaemonUser,
+    PlatformOption,
     Settings,
     StateDir,
     check_user,
     default_user,
     settings_of,
 )
-from pagein.cli.sources import blob_of
+from pagein.cli.sources import blob_of, is_image
+from pagein.cli.stacks import Writable
 from pagein.control import Answer, ControlError
 
 
@@ -36,7 +38,11 @@ class FrontEnd(enum.StrEnum):
 def mount(
     ctx: typer.Context,
     source: Annotated[
-        str, typer.Argument(help="EROFS image, or its metadata: an http(s) URL or a path.")
+        str,
+        typer.Argument(
+            help="EROFS image, or its metadata: an http(s) URL or a path. Or a container image:"
+            " docker://HOST/NAME:TAG, oci:DIR:TAG."
+        ),
     ],
     directory: Annotated[str, typer.Argument(metavar="DIR", help="Where to mount it.")],
     device: Annotated[
@@ -45,6 +51,11 @@ def mount(
             "--device", metavar="BLOB", help="A data file of the image, in the image's order."
         ),
     ] = None,
+    rw: Annotated[
+        str | None,
+        typer.Option("--rw", metavar="DIR", help="Writable; what is written goes below DIR."),
+    ] = None,
+    platform: PlatformOption = "",
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay, show progress, unmount at Ctrl-C.")
     ] = False,
@@ -70,6 +81,8 @@ def mount(
     settings = settings_of(ctx, state_dir, cache)
     with one_line_errors():
         target = _check_target(directory)
+        image = is_image(source)
+        _check_options(image, front_end, device, rw, platform)
         if loop and front_end is FrontEnd.KERNEL:
             raise ControlError(errno.EINVAL, "--loop is for the front end `fuse`")
         user = check_user(daemon_user or default_user())
@@ -77,16 +90,48 @@ def mount(
             found = ask({"op": "status"}, 10.0)
             _check_front_end(settings, found, front_end)
             _check_cache(settings, found["cache"])
-            sources = [source, *(device or ())]
-            question = {
-                "op": "mount",
-                "target": target,
-                "blobs": [blob_of(settings, each, timeout=timeout + 10) for each in sources],
-                "loop": "always" if loop else "auto",
-            }
-            ask(question, 4 * timeout + 30)
+            if image:
+                from pagein.cli.imagemount import Wanted, mount_image
+
+                writable = Writable(rw) if rw else None
+                mount_image(
+                    settings,
+                    ask,
+                    Wanted(source, platform),
+                    target,
+                    writable=writable,
+                    loop="always" if loop else "auto",
+                    timeout=timeout,
+                )
+            else:
+                _mount_blobs(settings, ask, [source, *(device or ())], target, loop, timeout)
         if foreground:
             _stay(settings, target)
+
+
+def _mount_blobs(
+    settings: Settings, ask: Ask, sources: list[str], target: str, loop: bool, timeout: float
+) -> None:
+    question = {
+        "op": "mount",
+        "target": target,
+        "blobs": [blob_of(settings, each, timeout=timeout + 10) for each in sources],
+        "loop": "always" if loop else "auto",
+    }
+    ask(question, 4 * timeout + 30)
+
+
+def _check_options(
+    image: bool, front_end: FrontEnd, device: list[str] | None, rw: str | None, platform: str
+) -> None:
+    """Refuse what does not go together."""
+    if image and front_end is FrontEnd.KERNEL:
+        raise ControlError(errno.EINVAL, "--front-end kernel: not for container images yet")
+    if image and device:
+        raise ControlError(errno.EINVAL, "--device: a container image has its data with it")
+    if not image and (rw or platform):
+        option = "--rw" if rw else "--platform"
+        raise ControlError(errno.EINVAL, f"{option}: for docker:// and oci: images only")
 
 
 def _check_target(directory: str) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pagein.cli.settings import Settings
 from pagein.cli.status import collect
-from pagein.cli.tables import human
+from pagein.cli.units import human
 from pagein.control import ControlError
 
 _INTERVAL = 0.5

@@ -84,6 +84,17 @@ DaemonUser = Annotated[
 ]
 
 
+PlatformOption = Annotated[
+    str,
+    typer.Option(
+        "--platform",
+        metavar="OS/ARCH",
+        help="Of an image for several, instead of this machine's.",
+        show_default=False,
+    ),
+]
+
+
 def settings_of(ctx: typer.Context, state_dir: str | None, cache: str | None) -> Settings:
     """Options after the command over those before it over the defaults."""
     base = ctx.obj if isinstance(ctx.obj, Settings) else Settings()

@@ -15,6 +15,14 @@ VOLUME = b"erofs,pagein"
 `domain_id=pagein` (facts cachefiles-kernel 4)."""
 
 
+_IMAGES = ("docker://", "oci:")
+
+
+def is_image(source: str) -> bool:
+    """Whether `source` names a container image, in a registry or in an OCI layout."""
+    return source.startswith(_IMAGES)
+
+
 def blob_of(settings: Settings, source: str, *, timeout: float) -> dict[str, Any]:
     """The blob of an http(s) URL, a path, or `key:VOLUME/COOKIE`, as the kernel half wants it.
 

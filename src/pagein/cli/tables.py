@@ -7,14 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-
-def human(count: float) -> str:
-    """Bytes with a unit, powers of 1024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
+from pagein.cli.units import human
 
 
 def print_status(found: dict[str, Any]) -> None:
@@ -24,6 +17,10 @@ def print_status(found: dict[str, Any]) -> None:
         console.print(f"[red]{found['problem']}[/red]")
     for mount in found["mounts"]:
         how = "complete, mounted directly" if mount["direct"] else "on demand"
+        if mount.get("layers"):
+            how = f"{mount['layers']} layers, {how}"
+        if mount.get("upper"):
+            how += f", written to {mount['upper']}"
         text = f"{mount['target']}  {', '.join(mount['sources'])}  ({how})"
         console.print(text, soft_wrap=True, markup=False, highlight=False)
     if found["blobs"]:

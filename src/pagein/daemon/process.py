@@ -10,40 +10,54 @@ import argparse
 import asyncio
 import concurrent.futures.thread  # noqa: F401  what is imported lazily, see below
 import contextlib
-import ctypes
 import encodings.idna  # noqa: F401
 import errno
 import logging
 import os
-import pwd
 import signal
 import socket
 from typing import Any
 
 # All imports are done before the privileges go: afterwards the interpreter's files may be out of
 # reach (a Python below a home directory), also for those that libraries import when first used.
+import pagein.images.layout
+import pagein.images.registry
 import pagein.origins.file
 import pagein.origins.http
 from pagein.control import Answer, ControlServer, listen, message_of
 from pagein.daemon.device import DEVICE_LOST, Device, DeviceDead
 from pagein.daemon.filedevice import FileDevice
+from pagein.daemon.images import Images
 from pagein.daemon.loop import Daemon, raise_fd_limit
+from pagein.daemon.privileges import give_up_privileges
 from pagein.daemon.records import Records
+from pagein.daemon.secrets import Secrets
+from pagein.images.layerblob import LayerBlob, load_record
+from pagein.images.layers.inflate import library
 from pagein.origins import Origin, OriginError, open_origin, redact, resolve
+
+with contextlib.suppress(ImportError):
+    import zstandard  # noqa: F401  of the extra `oci`
 
 log = logging.getLogger("pagein.daemon")
 
 RECORDS = "origins"
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+IMAGES = "images"
+SECRETS = "secrets"
 
 
 class Process:
     """A `Daemon` whose origins are the sources that were resolved here or by a predecessor."""
 
-    def __init__(self, device: Device | str, *, cache: str, timeout: float) -> None:
+    def __init__(
+        self, device: Device | str, *, cache: str, timeout: float, secrets_fd: int
+    ) -> None:
+        """`secrets_fd` is the directory that holds credentials, -1 for none."""
         self.timeout = timeout
         self.stopping = False
-        self.records = Records(os.path.join(cache, RECORDS))
+        self.records = Records(os.path.join(cache, RECORDS), load_record)
+        secrets = Secrets(secrets_fd)
+        self.images = Images(os.path.join(cache, IMAGES), self.records, secrets, timeout=timeout)
         self.session = pagein.origins.http.new_session()
         self.daemon = Daemon(device, self._origin, cache=cache, timeout=timeout)
 
@@ -55,6 +69,8 @@ class Process:
     async def _origin(self, volume: bytes, cookie: bytes) -> Origin:
         loop = asyncio.get_running_loop()
         identity = await loop.run_in_executor(None, self.records.find, cookie)
+        if isinstance(identity, LayerBlob):
+            return await self.images.open(identity)
         return open_origin(identity, timeout=self.timeout, session=self.session)
 
     async def resolve(self, question: dict[str, Any]) -> Answer:
@@ -83,7 +99,10 @@ class Process:
         blobs = self.daemon.stats()
         for blob in blobs:
             with contextlib.suppress(OSError):
-                blob["source"] = redact(self.records.find(blob["cookie"].encode()).source)
+                found = self.records.find(blob["cookie"].encode())
+                blob["source"] = (
+                    found.label if isinstance(found, LayerBlob) else redact(found.source)
+                )
         return {"pid": os.getpid(), "blobs": blobs}
 
 
@@ -91,7 +110,12 @@ async def _run(process: Process, control: socket.socket, ready_fd: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.stop)
-    server = ControlServer(control, {"resolve": process.resolve, "status": process.status})
+    handlers = {
+        "resolve": process.resolve,
+        "image": process.images.image,
+        "status": process.status,
+    }
+    server = ControlServer(control, handlers)
     await server.start()
     if ready_fd >= 0:
         os.write(ready_fd, b"r")
@@ -103,6 +127,7 @@ async def _run(process: Process, control: socket.socket, ready_fd: int) -> None:
             raise
     finally:
         await server.close()
+        await process.images.close()
         await process.session.close()
 
 
@@ -125,33 +150,27 @@ def serve(path: str, *, control: str, cache: str, timeout: float, user: str) -> 
             raise
         os.makedirs(os.path.dirname(control), 0o700, exist_ok=True)
         with listen(control) as sock:
-            if os.geteuid() == 0:
-                give_up_privileges(user, os.path.join(cache, RECORDS), with_parent=False)
-            await _run(Process(device, cache=cache, timeout=timeout), sock, -1)
+            secrets = _become(user, cache, os.path.dirname(control), with_parent=False)
+            process = Process(device, cache=cache, timeout=timeout, secrets_fd=secrets)
+            await _run(process, sock, -1)
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s daemon %(message)s")
     asyncio.run(run())
 
 
-def give_up_privileges(user: str, directory: str, *, with_parent: bool) -> None:
-    """Become `user` for good; `directory` becomes theirs. Raises OSError.
+def _become(user: str, cache: str, state_dir: str, *, with_parent: bool) -> int:
+    """Give privileges away, if there are any; the directory for credentials, open until the end.
 
-    `with_parent`: be killed when the parent process ends.
+    The runtime directory is root's alone: what is in it can be reached by an open one only.
     """
-    try:
-        entry = pwd.getpwnam(user)
-    except KeyError:
-        raise OSError(errno.EINVAL, f"no user is called {user}") from None
+    library()  # of decompression: loaded while its file can be read
+    directory = os.path.join(state_dir, SECRETS)
     os.makedirs(directory, 0o700, exist_ok=True)
-    for name in ("", *os.listdir(directory)):
-        os.chown(os.path.join(directory, name), entry.pw_uid, entry.pw_gid)
-    os.setgroups([])
-    os.setgid(entry.pw_gid)
-    os.setuid(entry.pw_uid)
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    if with_parent:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user forgets it
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if os.geteuid() == 0:
+        own = [os.path.join(cache, name) for name in (RECORDS, IMAGES)]
+        give_up_privileges(user, own, with_parent=with_parent, fds=[fd])
+    return fd
 
 
 def main() -> int:
@@ -161,6 +180,7 @@ def main() -> int:
     parser.add_argument("--device", required=True)
     for name in ("device-fd", "dir-fd", "control-fd", "ready-fd"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--state-dir", required=True)
     parser.add_argument("--cache", required=True)
     parser.add_argument("--timeout", type=float, required=True)
     parser.add_argument("--user", required=True)
@@ -170,9 +190,8 @@ def main() -> int:
     async def run() -> None:
         dir_fd = None if options.dir_fd < 0 else options.dir_fd  # none: it is the real device
         device = FileDevice.from_fd(options.device_fd, dir_fd, timeout=options.timeout)
-        if os.geteuid() == 0:
-            give_up_privileges(options.user, os.path.join(options.cache, RECORDS), with_parent=True)
-        process = Process(device, cache=options.cache, timeout=options.timeout)
+        secrets = _become(options.user, options.cache, options.state_dir, with_parent=True)
+        process = Process(device, cache=options.cache, timeout=options.timeout, secrets_fd=secrets)
         await _run(process, socket.socket(fileno=options.control_fd), options.ready_fd)
 
     try:

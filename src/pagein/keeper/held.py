@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 
 from pagein.control import listen
 from pagein.fuse.connection import handshake
@@ -32,6 +33,9 @@ class Runtime:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.connections)
             self._take_lock()
+            # Credentials that the user half holds are for its mounts, and end with them.
+            shutil.rmtree(self.path("secrets"), ignore_errors=True)
+            stack.callback(shutil.rmtree, self.path("secrets"), ignore_errors=True)
             self._hold(stack)
             for name in ("control.sock", "daemon.sock"):  # the last one also when it is not ours
                 stack.callback(_remove, self.path(name))

@@ -98,6 +98,7 @@ class Keeper(AnyKeeper):
         command = [sys.executable, "-P", "-m", "pagein.daemon", "--device", device]
         command += ["--device-fd", str(fd), "--dir-fd", str(directory)]
         command += ["--control-fd", str(held.daemon_control), "--cache", self.options.cache]
+        command += ["--state-dir", self.options.state_dir]
         command += ["--timeout", str(self.options.timeout), "--user", self.options.daemon_user]
         return Half("user half", command, [fd, directory, held.daemon_control])
 

@@ -42,6 +42,7 @@ class KernelKeeper(AnyKeeper):
         command = [sys.executable, "-P", "-m", "pagein.daemon", "--device", held.device]
         command += ["--device-fd", str(held.device_fd), "--dir-fd", "-1"]
         command += ["--control-fd", str(held.daemon_control), "--cache", options.cache]
+        command += ["--state-dir", options.state_dir]
         command += ["--timeout", str(options.timeout), "--user", options.daemon_user]
         fds = [held.device_fd, held.daemon_control]
         return Half("user half", command, fds, hopeless=DEVICE_LOST)

@@ -17,9 +17,11 @@ from pagein.control import Answer, ControlServer
 from pagein.kernelhalf import state as states
 from pagein.kernelhalf.half import Blob, KernelHalf, Settings
 from pagein.kernelhalf.life import Life
+from pagein.kernelhalf.stacks import LayerBlobs
 from pagein.kernelhalf.status import status
 from pagein.kernelhalf.takeover import snapshot, take_over
 from pagein.mounts.mountwatch import MountWatch
+from pagein.mounts.overlay import Upper
 
 log = logging.getLogger("pagein.kernelhalf")
 
@@ -50,6 +52,7 @@ class Process:
         self.taken_over = False
         settings = Settings(
             blob_dir=options.blob_dir,
+            layer_dir=os.path.join(os.path.dirname(os.path.realpath(options.state)), "layers"),
             timeout=options.timeout,
             # The daemon answers within its own deadline; this one is for a daemon that hangs.
             read_timeout=4 * options.timeout + 30,
@@ -65,6 +68,7 @@ class Process:
         )
         handlers = {
             "mount": self._mount,
+            "mount-stack": self._mount_stack,
             "umount": self._umount,
             "status": self._status,
             "leave": self._leave,
@@ -81,6 +85,8 @@ class Process:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.life.stop)
+        if not self.epoch:
+            await self.half.stacks.clear()
         await take_over(self.half, self.left)
         self.taken_over = True
         self._changed()
@@ -100,17 +106,31 @@ class Process:
 
     async def _mount(self, question: dict[str, Any]) -> Answer:
         self.life.check_staying()
-        blobs = [
-            Blob(bytes.fromhex(b["volume"]), bytes.fromhex(b["cookie"]), b["label"])
-            for b in question["blobs"]
-        ]
         mount = await self.half.mount(
             question["target"],
-            blobs,
+            _blobs(question["blobs"]),
             loop=question.get("loop", "auto"),
             direct=question.get("direct", True),
         )
         return {"target": mount.target, "direct": not mount.exports, "loop": mount.loop}
+
+    async def _mount_stack(self, question: dict[str, Any]) -> Answer:
+        self.life.check_staying()
+        rw = question.get("rw")
+        stack = await self.half.stacks.mount(
+            question["target"],
+            [LayerBlobs(each["name"], _blobs(each["blobs"])) for each in question["layers"]],
+            label=question.get("label", ""),
+            upper=Upper(rw["upper"], rw["work"], rw.get("volatile", False)) if rw else None,
+            suid=question.get("suid", False),
+            loop=question.get("loop", "auto"),
+        )
+        made = self.half.stacks.mounts_of(stack)
+        return {
+            "target": stack.target,
+            "layers": [mount.target for mount in made],
+            "direct": not any(mount.exports for mount in made),
+        }
 
     async def _umount(self, question: dict[str, Any]) -> Answer:
         await self.half.umount(question["target"], lazy=question.get("lazy", False))
@@ -123,6 +143,10 @@ class Process:
     async def _leave(self, question: dict[str, Any]) -> Answer:
         """Asked after a mount that failed: end if it is the reason that we run."""
         return {"last": self.life.end_if_last()}
+
+
+def _blobs(given: list[dict[str, str]]) -> list[Blob]:
+    return [Blob(bytes.fromhex(b["volume"]), bytes.fromhex(b["cookie"]), b["label"]) for b in given]
 
 
 def main() -> int:

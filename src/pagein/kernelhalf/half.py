@@ -14,9 +14,10 @@ from pagein.cachefiles.devfs import DeviceFs
 from pagein.cachefiles.device import CachefilesDevice
 from pagein.cachefiles.inuse import no_writer
 from pagein.fscache import Advice, Cookie, FsCache
+from pagein.kernelhalf.stacks import Stacks
 from pagein.mounts.blobfs import BlobFs, Export
 from pagein.mounts.erofs import LoopMode, Mounted, MountError, mount_image, umount_image
-from pagein.mounts.syscalls import mount_at
+from pagein.mounts.syscalls import mounts
 
 log = logging.getLogger("pagein.kernelhalf")
 
@@ -52,6 +53,7 @@ class Settings:
     """Deadlines in seconds, and where things are."""
 
     blob_dir: str
+    layer_dir: str
     timeout: float
     """For OPEN, CLOSE, mount(2) and umount(2)."""
     read_timeout: float
@@ -103,6 +105,8 @@ class KernelHalf:
             paused=True,
         )
         self.mounts: dict[str, Mount] = {}
+        """Mounts of EROFS by their directories, layers of stacks among them."""
+        self.stacks = Stacks(self, settings.layer_dir)
         self.busy = 0
         """Operations under way that must not be cut off by idleness."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -128,7 +132,8 @@ class KernelHalf:
     @property
     def idle(self) -> bool:
         """Whether nothing is mounted, open or under way."""
-        return not (self.mounts or self.blobfs.exports or self.fscache.cookies or self.busy)
+        mounted = self.mounts or self.stacks.table
+        return not (mounted or self.blobfs.exports or self.fscache.cookies or self.busy)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something in a task that is owned until it ends."""
@@ -155,7 +160,7 @@ class KernelHalf:
         try:
             await self._wait_bound()
             self.refresh()
-            if target in self.mounts:
+            if target in self.mounts or target in self.stacks.table:
                 raise MountError(errno.EBUSY, f"{target} is already mounted by pagein")
             mount = Mount(target, [b.label for b in blobs], [(b.volume, b.cookie) for b in blobs])
             self.mounts[target] = mount
@@ -163,7 +168,7 @@ class KernelHalf:
                 await self._mount(mount, blobs, loop, direct)
             except BaseException:
                 self.forget(mount)
-                await self._gone(mount.exports)
+                await self.gone(mount.exports)
                 raise
             mount.done = True
             return mount
@@ -268,18 +273,31 @@ class KernelHalf:
         self.busy += 1
         try:
             self.refresh()
-            mount = self.mounts.get(target)
-            if mount is None or not mount.done:
-                raise MountError(errno.EINVAL, f"{target} is not mounted by pagein")
-            await umount_image(target, timeout=self.settings.timeout, lazy=lazy)
-            exports = list(mount.exports)
-            self.forget(mount)
-            await self._gone(exports)
+            await self.gone(await self._umount(target, lazy))
         finally:
             self.busy -= 1
             self.changed()
 
-    async def _gone(self, exports: list[Export]) -> None:
+    async def _umount(self, target: str, lazy: bool) -> list[Export]:
+        """Unmount a mount or a stack; the files it held."""
+        stack = self.stacks.table.get(target)
+        if stack is not None and stack.done:
+            return await self.stacks.umount(stack, lazy=lazy)
+        mount = self.mounts.get(target)
+        if mount is None or not mount.done:
+            raise MountError(errno.EINVAL, f"{target} is not mounted by pagein")
+        if self.stacks.is_layer(target):
+            raise MountError(errno.EBUSY, f"{target} is a layer; unmount what it is part of")
+        exports = list(mount.exports)
+        await self.take_down(mount, lazy=lazy)
+        return exports
+
+    async def take_down(self, mount: Mount, *, lazy: bool) -> None:
+        """Unmount and take it out of the table. Raises OSError for the user."""
+        await umount_image(mount.target, timeout=self.settings.timeout, lazy=lazy)
+        self.forget(mount)
+
+    async def gone(self, exports: list[Export]) -> None:
         """Wait for the last close of files that only this mount had open, and for their CLOSE.
 
         The close comes at once, or not for long: somebody's copy of the mount namespace has the
@@ -294,12 +312,11 @@ class KernelHalf:
 
     def refresh(self) -> None:
         """Forget mounts that somebody else has unmounted."""
+        mounted = {entry.target: entry.fstype for entry in mounts()}  # of several the topmost
         for mount in list(self.mounts.values()):
-            if not mount.done:
-                continue
-            entry = mount_at(mount.target)
-            if entry is None or entry.fstype != "erofs":
+            if mount.done and mounted.get(mount.target) != "erofs":
                 self.forget(mount)
+        self.stacks.refresh(mounted)
 
     def forget(self, mount: Mount) -> None:
         """Take a mount out of the table and let go of its files, once."""

@@ -57,6 +57,24 @@ class MountState(msgspec.Struct):
     done: bool = False
 
 
+class LayerState(msgspec.Struct):
+    """A layer of stacks; what is mounted there is among the mounts."""
+
+    name: str
+    number: int
+
+
+class StackState(msgspec.Struct):
+    """An overlay: its directory, what it is called, the names of its layers, lowest first."""
+
+    target: str
+    label: str
+    layers: list[str]
+    upper: tuple[str, str, bool] | None = None
+    """Upper and work directory, and whether it is volatile."""
+    done: bool = False
+
+
 class State(msgspec.Struct):
     """Everything a successor has to know."""
 
@@ -66,6 +84,8 @@ class State(msgspec.Struct):
     objects: list[ObjectState] = []
     exports: list[ExportState] = []
     mounts: list[MountState] = []
+    layers: list[LayerState] = []
+    stacks: list[StackState] = []
 
 
 def load(path: str) -> State | None:

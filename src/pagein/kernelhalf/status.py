@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 from pagein.fscache import Cookie
-from pagein.kernelhalf.half import KernelHalf
+from pagein.kernelhalf.half import KernelHalf, Mount
+from pagein.kernelhalf.stacks import Stack
 from pagein.protocol.messages import Opcode
 
 
@@ -28,14 +29,11 @@ def status(half: KernelHalf) -> dict[str, Any]:
             _blob(cookie, sum(e.reads for e in half.blobfs.exports.values() if e.cookie is cookie))
             for cookie in half.fscache.cookies.values()
         ],
-        "mounts": [
-            {
-                "target": mount.target,
-                "sources": mount.labels,
-                "direct": mount.done and not mount.exports,
-                "blobs": [[_text(volume), _text(cookie)] for volume, cookie in mount.keys],
-            }
+        "mounts": [_stack(half, stack) for stack in half.stacks.table.values()]
+        + [
+            _mount(mount)
             for mount in half.mounts.values()
+            if not half.stacks.is_layer(mount.target)
         ],
         "oldest_read": _oldest_read(half),
     }
@@ -43,6 +41,28 @@ def status(half: KernelHalf) -> dict[str, Any]:
 
 def _text(key: bytes) -> str:
     return key.decode(errors="backslashreplace")
+
+
+def _mount(mount: Mount) -> dict[str, Any]:
+    return {
+        "target": mount.target,
+        "sources": mount.labels,
+        "direct": mount.done and not mount.exports,
+        "blobs": [[_text(volume), _text(cookie)] for volume, cookie in mount.keys],
+    }
+
+
+def _stack(half: KernelHalf, stack: Stack) -> dict[str, Any]:
+    """A stack shows as one mount, of all blobs of its layers."""
+    layers = [_mount(mount) for mount in half.stacks.mounts_of(stack)]
+    return {
+        "target": stack.target,
+        "sources": [stack.label] if stack.label else [each.name for each in stack.layers],
+        "direct": stack.done and all(layer["direct"] for layer in layers),
+        "blobs": [blob for layer in layers for blob in layer["blobs"]],
+        "layers": len(stack.layers),
+        "upper": stack.upper.upper if stack.upper else None,
+    }
 
 
 def _blob(cookie: Cookie, reads: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pagein.cachefiles.object import FD_CLOSED, CachefilesObject
 from pagein.fscache import Cookie
 from pagein.kernelhalf import state as states
 from pagein.kernelhalf.half import KernelHalf, Mount
+from pagein.kernelhalf.stacks import Stack
 from pagein.mounts.blobfs import Export
 from pagein.mounts.erofs import umount_image
 from pagein.mounts.syscalls import mount_at
@@ -49,6 +50,19 @@ def snapshot(half: KernelHalf, epoch: int) -> states.State:
             )
             for m in half.mounts.values()
         ],
+        layers=[states.LayerState(each.name, each.number) for each in half.stacks.layers.values()],
+        stacks=[_stack_state(stack) for stack in half.stacks.table.values()],
+    )
+
+
+def _stack_state(stack: Stack) -> states.StackState:
+    upper = stack.upper
+    return states.StackState(
+        stack.target,
+        stack.label,
+        [layer.name for layer in stack.layers],
+        (upper.upper, upper.work, upper.volatile) if upper else None,
+        stack.done,
     )
 
 
@@ -94,6 +108,7 @@ async def take_over(half: KernelHalf, left: states.State) -> None:
     exported = {e.cookie.object for e in half.blobfs.exports.values()}
     for mount in left.mounts:
         _adopt_mount(half, mount)
+    half.stacks.adopt(left.layers, left.stacks)
     for obj in [o for o in objects.values() if o not in exported]:
         # Of a lookup or a withdrawal that its predecessor did not finish.
         half.spawn(_withdraw(half, session, obj))

@@ -120,7 +120,7 @@ class Runtime:
 
     async def _main(self) -> None:
         os.makedirs(self.cache, 0o700, exist_ok=True)
-        self._records = Records(os.path.join(self.cache, "origins"))
+        self._records = Records(os.path.join(self.cache, "origins"), Identity.load)
         self._fscache = FsCache(
             self.device, timeout=self.timeout + 5, read_timeout=2 * self.timeout + 5
         )

@@ -29,6 +29,7 @@ __all__ = [
     "Mounted",
     "Superblock",
     "ask_helper",
+    "ask_to_mount",
     "mount_image",
     "superblock",
     "umount_image",
@@ -76,16 +77,24 @@ async def mount_image(
         "options": list(options),
         "loop": loop,
     }
+    answer = await ask_to_mount(job, job["primary"], timeout)
+    return Mounted(job["target"], tuple(answer["loop"]))
+
+
+async def ask_to_mount(job: dict[str, Any], what: str, timeout: float) -> dict[str, Any]:
+    """Have a helper make a mount on the job's target, and leave none if it takes too long.
+
+    ``what`` is being mounted, for the user. Raises MountError, ETIMEDOUT after ``timeout`` seconds.
+    """
     before = syscalls.mount_at(job["target"])
     try:
-        answer = await ask_helper(job, timeout)
+        return await ask_helper(job, timeout)
     except (TimeoutError, asyncio.CancelledError) as error:
         await asyncio.shield(_undo(job["target"], before))
         if isinstance(error, asyncio.CancelledError):
             raise
-        text = f"mounting {job['primary']} took more than {timeout:g} s"
+        text = f"mounting {what} took more than {timeout:g} s"
         raise MountError(errno.ETIMEDOUT, text) from None
-    return Mounted(job["target"], tuple(answer["loop"]))
 
 
 async def umount_image(

@@ -6,6 +6,8 @@ It reads one JSON job on stdin and answers with one JSON line on stdout:
      "options": [TEXT, ...], "loop": "auto" | "always" | "never"}
     {"op": "mount-fscache", "fsid": KEY, "devices": [KEY, ...], "domain": KEY, "target": DIR,
      "label": TEXT}
+    {"op": "mount-overlay", "layers": [DIR, ... lowest first], "target": DIR, "suid": false,
+     "upper": DIR, "work": DIR, "volatile": false}    (the last three only for one that is written)
     {"op": "umount", "target": DIR, "lazy": false}
 
     {"ok": true, "loop": [DEVICE, ...]}
@@ -21,7 +23,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from pagein.mounts import superblock, syscalls
@@ -113,17 +115,8 @@ def _key_value(option: str) -> tuple[str, str | None]:
 
 def _mount_erofs(primary: str, devices: Sequence[str], target: str, options: Sequence[str]) -> None:
     with contextlib.ExitStack() as opened:
-
-        def name(device: str) -> str:
-            """A name that fits; the kernel wants it only until the mount is made."""
-            if len(os.fsencode(device)) <= syscalls.MAX_VALUE:
-                return device
-            fd = os.open(device, os.O_PATH | os.O_CLOEXEC)
-            opened.callback(os.close, fd)
-            return f"/proc/self/fd/{fd}"
-
         settings = [_key_value(option) for option in options]
-        settings += [("device", name(device)) for device in devices]
+        settings += [("device", syscalls.short_name(device, opened)) for device in devices]
         try:
             syscalls.mount_in_steps(primary, target, "erofs", ATTRIBUTES, settings)
         except OSError as error:
@@ -186,6 +179,15 @@ def mount_fscache(job: dict[str, Any]) -> list[str]:
     return []
 
 
+def mount_overlay(job: dict[str, Any]) -> list[str]:
+    """Mount layers as one tree (`mounts.overlay`); OSError says why not."""
+    from pagein.mounts import overlay
+
+    _check_target(job["target"])
+    overlay.mount(job)
+    return []
+
+
 def _explain(error: OSError, primary: str) -> OSError:
     texts = {
         errno.ENOTBLK: 'this kernel does not mount EROFS from a file, and loop is "never"',
@@ -217,11 +219,18 @@ def umount(job: dict[str, Any]) -> list[str]:
     return []
 
 
+_OPERATIONS: Final[dict[str, Callable[[dict[str, Any]], list[str]]]] = {
+    "mount": mount,
+    "mount-fscache": mount_fscache,
+    "mount-overlay": mount_overlay,
+    "umount": umount,
+}
+
+
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Do one job and return its answer."""
     try:
-        operation = {"mount": mount, "mount-fscache": mount_fscache, "umount": umount}[job["op"]]
-        return {"ok": True, "loop": operation(job)}
+        return {"ok": True, "loop": _OPERATIONS[job["op"]](job)}
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         return {

@@ -30,6 +30,9 @@ MAX_DATA: Final = 4095
 MAX_VALUE: Final = 255
 """Longest value of one option of `mount_in_steps`, in bytes."""
 
+_QUOTED: Final = frozenset("\\,:")
+"""Characters that one file system or another takes for more than themselves in an option."""
+
 # The same on every architecture but alpha, which is not one of ours.
 _SYS_MOVE_MOUNT: Final = 429
 _SYS_FSOPEN: Final = 430
@@ -96,14 +99,18 @@ def mount_in_steps(
     behind when the server answers after all. fsopen(2), fsconfig(2), fsmount(2) and move_mount(2)
     (Linux 5.2) wait before anything shows, and do not come to their last step.
 
-    ``attributes`` are MOUNT_ATTR_*; each option is a (key, value), or (key, None) for a flag.
+    ``attributes`` are MOUNT_ATTR_*, and MOUNT_ATTR_RDONLY makes the file system itself read-only as
+    well; each option is a (key, value), or (key, None) for a flag.
     Raises OSError, ENAMETOOLONG for a ``source`` or value of more than `MAX_VALUE` bytes; its
     ``strerror`` is what the kernel logged for this mount, if it did.
     """
     context = _syscall(_SYS_FSOPEN, os.fsencode(fstype), _CLOEXEC)
     try:
+        first: list[tuple[str, str | None]] = [("source", source)]
+        if attributes & MOUNT_ATTR_RDONLY:
+            first.append(("ro", None))
         try:
-            for key, value in (("source", source), ("ro", None), *options):
+            for key, value in (*first, *options):
                 _set_option(context, key, value)
             _syscall(_SYS_FSCONFIG, context, _FSCONFIG_CREATE, None, None, 0)
         except OSError as error:
@@ -115,6 +122,18 @@ def mount_in_steps(
         _syscall(_SYS_MOVE_MOUNT, made, b"", _AT_FDCWD, os.fsencode(target), _MOVE_FROM_FD)
     finally:
         os.close(made)
+
+
+def short_name(path: str, opened: contextlib.ExitStack) -> str:
+    """Return a name of ``path`` that fits an option and needs no quoting, until ``opened`` ends.
+
+    The kernel wants the name only until the mount is made.
+    """
+    if len(os.fsencode(path)) <= MAX_VALUE and not set(path) & _QUOTED:
+        return path
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    opened.callback(os.close, fd)
+    return f"/proc/self/fd/{fd}"
 
 
 def _set_option(context: int, key: str, value: str | None) -> None:

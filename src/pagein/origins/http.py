@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import errno
+import io
 import ipaddress
 import os
 import re
 import urllib.request
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from typing import NoReturn
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import ClassVar, NoReturn
 
 import aiohttp
 from yarl import URL
@@ -67,11 +68,14 @@ class HttpOrigin(Origin):
     `session` stays its owner's; with None the origin makes one at its first request and closes it.
     """
 
+    changed: ClassVar[str] = _CHANGED
+    """What errors say of other content than that of the identity."""
+
     def __init__(
         self, identity: Identity, session: aiohttp.ClientSession | None, timeout: float
     ) -> None:
         self._identity = identity
-        self._target = _Target(identity.source)
+        self._target = Target(identity.source)
         self._session = session
         self._own_session = session is None
         self._closed = False
@@ -104,8 +108,7 @@ class HttpOrigin(Origin):
         check_range(self._identity.source, offset, length, self._identity.size)
         if length == 0:
             return
-        session = self._usable_session()
-        async with _get(session, self._target, offset, length, self._timeout) as response:
+        async with self._ask(offset, length) as response:
             self._check(response, offset, length)
             left = length
             async for piece in response.content.iter_any():
@@ -122,6 +125,10 @@ class HttpOrigin(Origin):
         if self._own_session and self._session is not None:
             await self._session.close()
 
+    def _ask(self, offset: int, length: int) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """The answer to a GET of a range, unchecked; where else bytes are asked for, overridden."""
+        return _get(self._usable_session(), self._target, offset, length, self._timeout)
+
     def _usable_session(self) -> aiohttp.ClientSession:
         if self._closed or (self._session is not None and self._session.closed):
             raise OriginError.of(self._target.source, "the origin is closed", errno=errno.EBADF)
@@ -137,7 +144,7 @@ class HttpOrigin(Origin):
             self._check_validator(response, "Last-Modified", wanted.last_modified)
         first, last, total = _content_range(self._target.source, response)
         if total is not None and total != wanted.size:
-            self._fail(f"{_CHANGED} (size {total}, was {wanted.size})")
+            self._fail(f"{self.changed} (size {total}, was {wanted.size})")
         if (first, last) != (offset, offset + length - 1):
             self._fail(f"answered with bytes {first}-{last}, not {offset}-{offset + length - 1}")
         self._check_length(response, length)
@@ -147,7 +154,7 @@ class HttpOrigin(Origin):
     ) -> None:
         found = response.headers.get(name)
         if wanted is not None and found != wanted:
-            self._fail(f"{_CHANGED} ({name} {found!r}, was {wanted!r})")
+            self._fail(f"{self.changed} ({name} {found!r}, was {wanted!r})")
 
     def _check_length(self, response: aiohttp.ClientResponse, length: int) -> None:
         announced = response.content_length
@@ -167,7 +174,7 @@ async def resolve_http(
 
     A HEAD would be one byte cheaper, and would not show whether the server honours ranges.
     """
-    target = _Target(source)
+    target = Target(source)
     used = new_session() if session is None else session
     try:
         async with asyncio.timeout(timeout):
@@ -181,9 +188,7 @@ async def resolve_http(
             await used.close()
 
 
-async def _ask_identity(
-    target: _Target, session: aiohttp.ClientSession, timeout: float
-) -> Identity:
+async def _ask_identity(target: Target, session: aiohttp.ClientSession, timeout: float) -> Identity:
     async with _get(session, target, 0, 1, timeout) as response:
         _check_not_empty(target.source, response)
         first, last, size = _content_range(target.source, response)
@@ -234,21 +239,22 @@ def _check_status(source: str, status: int) -> None:
     raise OriginError.of(source, cause, errno=number, retry=status >= 500 or status in _PASSING)
 
 
-class _Target:
-    """A source taken apart once: the URL without credentials, its headers, its proxy."""
+class Target:
+    """A URL taken apart once: without credentials, their headers, its proxy."""
 
-    def __init__(self, source: str) -> None:
-        self.source = source
+    def __init__(self, url_: str, source: str | None = None) -> None:
+        self.source = url_ if source is None else source
+        """What errors call it."""
         try:
             # What is plain ASCII is sent as it is written, so that a signed link stays valid.
-            url = URL(source, encoded=source.isascii() and source.isprintable())
+            url = URL(url_, encoded=url_.isascii() and url_.isprintable())
             if not url.host:
                 raise ValueError("no host")
             user, password = url.user or "", url.password or ""
             self.url = url.with_user(None)
         except ValueError:
             # The cause would show the URL with its password.
-            raise OriginError.of(source, "is not a valid URL", errno=errno.EINVAL) from None
+            raise OriginError.of(self.source, "is not a valid URL", errno=errno.EINVAL) from None
         self.headers = _basic_auth(user, password) if user or password else {}
         self.proxy = _proxy(self.url)
 
@@ -273,24 +279,46 @@ def _proxy(url: URL) -> str | None:
 
 @asynccontextmanager
 async def _get(
-    session: aiohttp.ClientSession, target: _Target, offset: int, length: int, timeout: float
+    session: aiohttp.ClientSession, target: Target, offset: int, length: int, timeout: float
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """The answer to a GET of a range; what goes wrong until the block is left is an OriginError."""
-    headers = {
-        **target.headers,
-        "Range": f"bytes={offset}-{offset + length - 1}",
-        "Accept-Encoding": "identity",
-    }
+    headers = {"Range": f"bytes={offset}-{offset + length - 1}"}
+    async with send(
+        session, "GET", target, timeout, headers=headers, redirects=_MAX_REDIRECTS
+    ) as response:
+        yield response
+
+
+@asynccontextmanager
+async def send(
+    session: aiohttp.ClientSession,
+    method: str,
+    target: Target,
+    timeout: float,
+    *,
+    headers: Mapping[str, str],
+    body: bytes | None = None,
+    redirects: int = 0,
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """The answer to one request; what goes wrong until the block is left is an OriginError.
+
+    No wait for a connection, the headers or next bytes exceeds `timeout` seconds. With 0
+    `redirects` a redirect is an answer like others.
+    """
     waits = aiohttp.ClientTimeout(
         total=None, connect=timeout, sock_connect=timeout, sock_read=timeout
     )
     try:
-        async with session.get(
+        async with session.request(
+            method,
             target.url,
-            headers=headers,
+            headers={**target.headers, "Accept-Encoding": "identity", **headers},
+            # From a file object it is sent in pieces, and may be sent again.
+            data=None if body is None else io.BytesIO(body),
             timeout=waits,
             proxy=target.proxy,
-            max_redirects=_MAX_REDIRECTS,
+            allow_redirects=redirects > 0,
+            max_redirects=max(redirects, 1),
             read_bufsize=READ_BUFFER,
         ) as response:
             yield response

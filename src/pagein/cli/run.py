@@ -1,0 +1,191 @@
+"""`pagein run [OPTIONS] IMAGE [-- COMMAND ...]`."""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from pagein.cli.halves import Ask, kept_running
+from pagein.cli.settings import (
+    CacheDir,
+    DaemonUser,
+    PlatformOption,
+    Settings,
+    StateDir,
+    check_user,
+    default_user,
+    settings_of,
+)
+from pagein.cli.sources import is_image
+from pagein.cli.stacks import Writable
+from pagein.control import ControlError, message_of
+
+FAILED = 125
+"""Exit status when it is pagein that failed, as docker has it."""
+
+
+class Network(enum.StrEnum):
+    """What of the network a container sees."""
+
+    NONE = "none"
+    HOST = "host"
+
+
+@dataclass(frozen=True, slots=True)
+class MountRequest:
+    """An image to be mounted on `target`, with set-uid programs that work."""
+
+    ask: Ask
+    settings: Settings
+    image: str
+    target: str
+    writable: Writable
+    timeout: float
+    platform: str = ""
+
+
+def _mounter(image: str) -> Callable[[MountRequest], dict[str, Any]]:
+    """Who mounts such an image, and returns its config. Raises ControlError."""
+    if image.startswith("stack:"):
+        from pagein.cli.stackfile import mount
+
+        return mount
+    if is_image(image):
+        return _mount_image
+    raise ControlError(errno.EINVAL, f"{image}: use docker://HOST/NAME:TAG, or oci:DIR:TAG")
+
+
+def _mount_image(request: MountRequest) -> dict[str, Any]:
+    from pagein.cli.imagemount import Wanted, mount_image
+
+    return mount_image(
+        request.settings,
+        request.ask,
+        Wanted(request.image, request.platform),
+        request.target,
+        writable=request.writable,
+        suid=True,
+        timeout=request.timeout,
+    )
+
+
+def run(
+    ctx: typer.Context,
+    image: Annotated[
+        str, typer.Argument(help="The image: docker://HOST/NAME:TAG, or oci:DIR:TAG.")
+    ],
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- COMMAND ...]", help="Instead of the image's own command."),
+    ] = None,
+    volume: Annotated[
+        list[str] | None,
+        typer.Option("--volume", "-v", metavar="SRC:DST[:ro]", help="A directory or file of ours."),
+    ] = None,
+    env: Annotated[
+        list[str] | None,
+        typer.Option("--env", "-e", metavar="K=V", help="A variable; K alone passes ours on."),
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option("--user", "-u", metavar="USER[:GROUP]", help="Names or numbers.")
+    ] = None,
+    workdir: Annotated[
+        str | None, typer.Option("--workdir", "-w", metavar="DIR", help="Working directory.")
+    ] = None,
+    entrypoint: Annotated[
+        str | None, typer.Option("--entrypoint", metavar="PROGRAM", help='"" for none.')
+    ] = None,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="The root directory cannot be written to.")
+    ] = False,
+    rw: Annotated[
+        str | None,
+        typer.Option("--rw", metavar="DIR", help="Keep what is written below DIR."),
+    ] = None,
+    platform: PlatformOption = "",
+    net: Annotated[Network, typer.Option("--net", help="What network it has.")] = Network.NONE,
+    tty: Annotated[
+        bool | None,
+        typer.Option("--tty/--no-tty", "-t/-T", help="A terminal of its own.", show_default=False),
+    ] = None,
+    timeout: Annotated[
+        float,
+        typer.Option(metavar="SECONDS", min=0.1, help="After which a read fails with EIO."),
+    ] = 30.0,
+    daemon_user: DaemonUser = None,
+    state_dir: StateDir = None,
+    cache: CacheDir = None,
+) -> None:
+    """Run a container from an image that need not be here yet.
+
+    Its exit status is that of its command; 125 if pagein failed, 126 or 127 if the command could
+    not be executed or found, 128 + n if signal n ended it. Nothing of it is left at the end.
+    """
+    from pagein.cli.places import container, runc_state, sweep
+    from pagein.containers import runc
+    from pagein.containers.run import RunOptions, Volume, run_container
+    from pagein.containers.streams import terminal_size
+
+    settings = settings_of(ctx, state_dir, cache)
+    try:
+        runc.find()
+        mount = _mounter(image)
+        if tty and not os.isatty(0):
+            raise ControlError(errno.ENOTTY, "--tty: standard input is not a terminal")
+        volumes = [Volume.parse(text) for text in volume or ()]
+        volumes = [
+            Volume(os.path.abspath(each.source), each.target, each.read_only) for each in volumes
+        ]
+        sweep(settings)
+        who = check_user(daemon_user or default_user())
+        with (
+            container(settings) as place,
+            kept_running(settings, timeout, who, "fuse") as ask,
+        ):
+            writable = Writable(rw) if rw else Writable(str(place.written), volatile=True)
+            target = str(place.rootfs)
+            config = mount(MountRequest(ask, settings, image, target, writable, timeout, platform))
+            terminal = os.isatty(0) and os.isatty(1) if tty is None else tty
+            options = RunOptions(
+                name=place.name,
+                command=command or (),
+                entrypoint=entrypoint,
+                env=_variables(env or ()),
+                user=user,
+                workdir=workdir,
+                volumes=volumes,
+                host_network=net is Network.HOST,
+                tty=terminal,
+                tty_size=terminal_size(0) if terminal else (0, 0),
+                read_only=read_only,
+            )
+            state = runc_state(settings)
+            status = run_container(place.rootfs, config, options, place=place.bundle, state=state)
+    except runc.RunError as problem:
+        if not problem.said:
+            print(f"pagein: {message_of(problem)}", file=sys.stderr)
+        status = problem.status
+    except OSError as problem:
+        print(f"pagein: {message_of(problem)}", file=sys.stderr)
+        status = FAILED
+    raise typer.Exit(status)
+
+
+def _variables(given: Sequence[str]) -> list[str]:
+    """K=V as it is, K with the value it has here, if it has one."""
+    found = []
+    for word in given:
+        if word.startswith("=") or not word:
+            raise ControlError(errno.EINVAL, f"--env {word}: expected K=V")
+        if "=" in word:
+            found.append(word)
+        elif word in os.environ:
+            found.append(f"{word}={os.environ[word]}")
+    return found

@@ -1,0 +1,141 @@
+"""Images for `pagein mount` and `pagein run`: pulled by jobs that commands look after.
+
+A question waits a moment at most; who asks goes on asking until the image is there. So progress is
+seen, a command that goes away stops its pull, and one that comes back finds what is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+
+from pagein.control import Answer
+from pagein.daemon.records import Records
+from pagein.daemon.secrets import Secrets
+from pagein.images.auth import Credentials
+from pagein.images.connections import Connections
+from pagein.images.layerblob import LayerBlob
+from pagein.images.platforms import host_platform, parse_platform
+from pagein.images.pull import Pull, Pulled
+from pagein.images.store import Store
+from pagein.origins import Identity, Origin
+
+log = logging.getLogger("pagein.daemon")
+
+_WAIT = 0.5
+"""Seconds that a question waits for its answer."""
+_ABANDONED = 15.0
+"""Seconds after which nobody asks any more."""
+
+
+@dataclass(eq=False)
+class _Job:
+    pull: Pull
+    task: asyncio.Task[Pulled]
+    asked: float
+
+
+class Images:
+    """The image side of the user half; made on its loop, closed on it."""
+
+    def __init__(
+        self,
+        directory: str,
+        records: Records[Identity | LayerBlob],
+        secrets: Secrets,
+        *,
+        timeout: float,
+    ) -> None:
+        self._store = Store(directory)
+        self._store.prepare()
+        self._records = records
+        self._secrets = secrets
+        self._connections = Connections(secrets, timeout=timeout)
+        self._jobs: dict[tuple[str, str], _Job] = {}
+        self._watch: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """Stop all pulls; connections are closed."""
+        tasks: list[asyncio.Task[Any]] = [job.task for job in self._jobs.values()]
+        if self._watch is not None:
+            tasks.append(self._watch)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._connections.close()
+
+    async def open(self, blob: LayerBlob) -> Origin:
+        """The origin of a blob of a layer."""
+        return await blob.open(self._store, self._connections)
+
+    async def image(self, question: dict[str, Any]) -> Answer:
+        """Layers and config of `source`, or how far it is. Raises OSError in one line."""
+        for host, given in (question.get("auth") or {}).items():
+            self._secrets.keep(host, _credentials(given))
+        source, platform = question["source"], question.get("platform") or ""
+        job = self._job(source, platform)
+        job.asked = asyncio.get_running_loop().time()
+        done, _ = await asyncio.wait([job.task], timeout=_WAIT)
+        progress = [asdict(each) for each in job.pull.progress]
+        if not done:
+            return {"done": False, "progress": progress}
+        self._jobs.pop((source, platform), None)
+        pulled = job.task.result()
+        layers = [await self._layer(blobs) for blobs in pulled.layers]
+        return {
+            "done": True,
+            "progress": progress,
+            "source": pulled.name,
+            "manifest": pulled.descriptor.digest,
+            "layers": layers,
+            "config": json.loads(pulled.config).get("config") or {},
+            "note": pulled.note,
+        }
+
+    def _job(self, source: str, platform: str) -> _Job:
+        job = self._jobs.get((source, platform))
+        if job is None:
+            wanted = parse_platform(platform) if platform else host_platform()
+            pull = Pull(self._store, self._connections, source, wanted)
+            loop = asyncio.get_running_loop()
+            job = _Job(pull, loop.create_task(pull.run()), loop.time())
+            self._jobs[(source, platform)] = job
+            if self._watch is None or self._watch.done():
+                self._watch = loop.create_task(self._stop_abandoned())
+        return job
+
+    async def _stop_abandoned(self) -> None:
+        while self._jobs:
+            await asyncio.sleep(_ABANDONED / 3)
+            now = asyncio.get_running_loop().time()
+            for key, job in list(self._jobs.items()):
+                if job.asked + _ABANDONED < now:
+                    log.info("%s: nobody waits for it any more", job.pull.name)
+                    self._jobs.pop(key, None)
+                    job.task.cancel()
+                    await asyncio.wait([job.task])
+                    if not job.task.cancelled():
+                        job.task.exception()  # looked at, so that nobody complains
+
+    async def _layer(self, blobs: tuple[LayerBlob, ...]) -> dict[str, Any]:
+        """Write down what its keys stand for, before anybody uses them."""
+        loop = asyncio.get_running_loop()
+        told: list[dict[str, Any]] = []
+        for blob in blobs:
+            key = await loop.run_in_executor(None, self._records.keep, blob)
+            told.append({"cookie": key.decode(), "size": blob.size, "label": blob.label})
+        # Not the layer's digest alone: with another index, or over others, it is another mount.
+        return {"name": f"{blobs[0].layer} {told[0]['cookie'][:16]}", "blobs": told}
+
+
+def _credentials(given: object) -> Credentials:
+    try:
+        return msgspec.convert(given, Credentials)
+    except msgspec.ValidationError:
+        raise OSError(errno.EINVAL, "credentials that are none") from None

@@ -1,0 +1,275 @@
+"""A tree written as an EROFS image: a stream, and the same bytes for the same tree.
+
+Uncompressed, blocks of 4096 bytes. What Linux 5.16 and newer mount: chunk-based files (5.15), a
+device table (5.16). Format: `pagein.erofs.format`; the order of things: `pagein.erofs.placing`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from typing import BinaryIO
+
+from pagein.erofs import directories
+from pagein.erofs.chunks import Chunks, indexes
+from pagein.erofs.format import (
+    BLOCK_BITS,
+    BLOCK_SIZE,
+    CHUNK_INDEX,
+    CHUNK_INDEXES,
+    COMPACT,
+    COMPAT_MTIME,
+    COMPAT_SB_CHKSUM,
+    DEVICE,
+    EXTENDED,
+    EXTENDED_BIT,
+    FILE_TYPES,
+    INCOMPAT_CHUNKED_FILE,
+    INCOMPAT_DEVICE_TABLE,
+    LAYOUT_CHUNKED,
+    LAYOUT_INLINE,
+    LAYOUT_SHIFT,
+    MAGIC,
+    NANOSECONDS,
+    SUPER_OFFSET,
+    SUPERBLOCK,
+    XATTR_HEADER,
+    align,
+    crc32c,
+    encode_device,
+)
+from pagein.erofs.placing import DEVICE_TABLE, FIRST_SLOT, Places, place
+from pagein.erofs.survey import Survey
+from pagein.erofs.tree import Device, Node
+
+_PIECE = 1 << 20  # bytes of one write
+_VOLUME_NAME_MAX = 15  # the kernel wants a NUL after it
+
+
+def write(
+    root: Node,
+    out: BinaryIO,
+    *,
+    uuid: bytes | None = None,
+    devices: Sequence[Device] = (),
+    volume_name: bytes = b"",
+    build_time_ns: int = 0,
+) -> int:
+    """Write the image of `root` and return its length in bytes, a multiple of 4096.
+
+    Without a `uuid` (16 bytes) it is made from the content, and `out` has to be seekable; with one,
+    it is only ever written to. A file with the mtime `build_time_ns` takes 32 bytes less. Where
+    extents of device 0 lie beyond the image, the caller appends those bytes.
+
+    Raises ValueError, naming the path, for what EROFS cannot hold, before the first byte.
+    """
+    if uuid is not None and len(uuid) != 16:
+        raise ValueError(f"a UUID of {len(uuid)} bytes")
+    if len(volume_name) > _VOLUME_NAME_MAX or b"\0" in volume_name:
+        raise ValueError(f"{volume_name!r} as a volume name: at most {_VOLUME_NAME_MAX} bytes fit")
+    if not -(1 << 63) <= build_time_ns // NANOSECONDS < 1 << 63:
+        raise ValueError(f"a build time of {build_time_ns} ns is beyond 64 bits of seconds")
+    places = place(Survey(root), devices, build_time_ns)
+    head = _Head(places, volume_name)
+    if uuid is not None:
+        _copy(_pieces(head.pack(uuid), places), out)
+        return places.blocks << BLOCK_BITS
+    start = out.tell()
+    blank = head.pack(bytes(16))
+    digest = hashlib.sha256()
+    _copy(_pieces(blank, places), out, digest)
+    end = out.tell()
+    out.seek(start)
+    out.write(head.pack(_uuid8(digest.digest())))
+    out.seek(end)
+    return places.blocks << BLOCK_BITS
+
+
+def _uuid8(digest: bytes) -> bytes:
+    """The first 128 bits of a digest as a UUID of version 8 (RFC 9562 5.8)."""
+    made = bytearray(digest[:16])
+    made[6] = made[6] & 0x0F | 0x80
+    made[8] = made[8] & 0x3F | 0x80
+    return bytes(made)
+
+
+def _copy(pieces: Iterable[bytes], out: BinaryIO, digest: hashlib._Hash | None = None) -> None:
+    waiting = bytearray()
+    for piece in pieces:
+        waiting += piece
+        if len(waiting) >= _PIECE:
+            _put(waiting, out, digest)
+            waiting = bytearray()
+    _put(waiting, out, digest)
+
+
+def _put(data: bytearray, out: BinaryIO, digest: hashlib._Hash | None) -> None:
+    out.write(data)
+    if digest is not None:
+        digest.update(data)
+
+
+class _Head:
+    """Superblock and device table, all but the UUID."""
+
+    def __init__(self, places: Places, volume_name: bytes) -> None:
+        self._places = places
+        self._volume_name = volume_name
+
+    def pack(self, uuid: bytes) -> bytes:
+        """The blocks before the shared attributes."""
+        places = self._places
+        image = bytearray(places.shared_block << BLOCK_BITS)
+        SUPERBLOCK.pack_into(image, SUPER_OFFSET, *self._fields(uuid, 0))
+        for index, device in enumerate(places.devices):
+            at = DEVICE_TABLE + index * DEVICE.size
+            DEVICE.pack_into(image, at, device.tag, device.blocks, 0)
+        checksum = crc32c(image[SUPER_OFFSET:BLOCK_SIZE])
+        SUPERBLOCK.pack_into(image, SUPER_OFFSET, *self._fields(uuid, checksum))
+        return bytes(image)
+
+    def _fields(self, uuid: bytes, checksum: int) -> tuple[int | bytes, ...]:
+        places = self._places
+        seconds, nanoseconds = divmod(places.build_time_ns, NANOSECONDS)
+        incompat = INCOMPAT_CHUNKED_FILE * places.chunked
+        incompat |= INCOMPAT_DEVICE_TABLE * bool(places.devices)
+        return (
+            MAGIC,
+            checksum,
+            COMPAT_SB_CHKSUM | COMPAT_MTIME,
+            BLOCK_BITS,
+            0,
+            places.nid(0),
+            len(places.survey.nodes),
+            seconds,
+            nanoseconds,
+            max(places.blocks, places.appended),
+            places.meta_block,
+            places.shared_block if places.survey.shared.size else 0,
+            uuid,
+            self._volume_name,
+            incompat,
+            0,
+            len(places.devices),
+            DEVICE_TABLE // DEVICE.size if places.devices else 0,
+            0,
+            0,
+            0,
+            0,
+            0,
+        )
+
+
+def _pieces(head: bytes, places: Places) -> Iterator[bytes]:
+    """The image, in pieces of any size."""
+    yield head
+    yield from places.survey.shared.area()
+    yield bytes(-places.survey.shared.size % BLOCK_SIZE)
+    yield from _inodes(places)
+    yield from _content(places)
+
+
+def _inodes(places: Places) -> Iterator[bytes]:
+    at = FIRST_SLOT
+    body = places.survey.shared.body
+    for number, node in enumerate(places.survey.nodes):
+        start = places.position[number]
+        if start != at:
+            yield bytes(start - at)
+        xattrs = body(node.xattrs) if node.xattrs else b""
+        layout = places.layout[number]
+        chunks = places.chunks(node) if layout == LAYOUT_CHUNKED else None
+        inode = _inode(places, number, node, len(xattrs), chunks)
+        yield inode
+        yield xattrs
+        at = start + len(inode) + len(xattrs)
+        if chunks is not None:
+            gap = -at % CHUNK_INDEX.size
+            yield bytes(gap)
+            yield from indexes(chunks)
+            at += gap + CHUNK_INDEX.size * chunks.total
+        elif layout == LAYOUT_INLINE:
+            tail = _tail(places, number, node)
+            yield tail
+            at += len(tail)
+    yield bytes(-at % BLOCK_SIZE)
+
+
+def _inode(places: Places, number: int, node: Node, xattrs: int, chunks: Chunks | None) -> bytes:
+    layout, extended = places.layout[number], places.extended[number]
+    form = layout << LAYOUT_SHIFT | EXTENDED_BIT * extended
+    icount = (xattrs - XATTR_HEADER.size) // 4 + 1 if xattrs else 0
+    union = _union(places, number, node, chunks)
+    size, links = places.size[number], places.survey.links[number]
+    if not extended:
+        owner = (node.uid, node.gid)
+        return COMPACT.pack(form, icount, node.mode, links, size, 0, union, number + 1, *owner, 0)
+    owner_and_time = (node.uid, node.gid, *divmod(node.mtime_ns, NANOSECONDS))
+    return EXTENDED.pack(
+        form, icount, node.mode, 0, size, union, number + 1, *owner_and_time, links
+    )
+
+
+def _union(places: Places, number: int, node: Node, chunks: Chunks | None) -> int:
+    """i_u: what it means depends on the type and the layout."""
+    if stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode):
+        return encode_device(os.major(node.rdev), os.minor(node.rdev))
+    if chunks is not None:
+        return chunks.bits | CHUNK_INDEXES
+    if places.size[number] == 0:
+        return 0
+    return places.content_block + places.address[number]
+
+
+def _tail(places: Places, number: int, node: Node) -> bytes:
+    """The end of the content, where it lies beside the inode."""
+    if node.children is None:
+        data = node.target or node.data or b""
+        return data[len(data) - len(data) % BLOCK_SIZE :]
+    *_, tail = _directory(places, number, node)
+    return tail
+
+
+def _content(places: Places) -> Iterator[bytes]:
+    for number, node in enumerate(places.survey.nodes):
+        layout, size = places.layout[number], places.size[number]
+        inline = layout == LAYOUT_INLINE
+        if layout == LAYOUT_CHUNKED or size == 0 or (inline and size < BLOCK_SIZE):
+            continue
+        kept = size % BLOCK_SIZE if inline else 0
+        if node.children is None:
+            data = node.target or node.data or b""
+            yield data[: size - kept]
+        else:
+            blocks = list(_directory(places, number, node))
+            yield from blocks[: len(blocks) - inline]
+        yield bytes(align(size - kept, BLOCK_SIZE) - (size - kept))
+
+
+def _directory(places: Places, number: int, node: Node) -> Iterator[bytes]:
+    """The blocks of a directory, full ones but for the last, which ends with its last name."""
+    survey = places.survey
+    names = survey.entries(number)
+    entries = _entries(places, number, node, names)
+    done = 0
+    for count in directories.split(names):
+        block = directories.pack(entries[done : done + count])
+        done += count
+        yield block if done == len(entries) else block.ljust(BLOCK_SIZE, b"\0")
+
+
+def _entries(
+    places: Places, number: int, node: Node, names: Sequence[bytes]
+) -> list[directories.Entry]:
+    survey, nid = places.survey, places.nid
+    found = []
+    for name in names:
+        child = number if name == b"." else survey.parents[number] if name == b".." else None
+        if child is None:
+            assert node.children is not None
+            child = survey.numbers[node.children[name]]
+        kind = FILE_TYPES[stat.S_IFMT(survey.nodes[child].mode)]
+        found.append((name, nid(child), kind))
+    return found

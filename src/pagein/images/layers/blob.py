@@ -1,0 +1,150 @@
+"""A layer's data blob: the data of its regular files, each from a 4 KiB boundary on, in tar order.
+
+Between files there are zeros. What lies where is the extent table; the blob itself is only ever
+made of it and the tar. All data is there, whatever its size: data in the metadata would be a
+second place to verify and to fetch from, for a saving of a few bytes of chunk index a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from pagein.erofs.tree import Extent
+from pagein.images.layers.entry import Entry
+from pagein.images.layers.errors import LayerError, show
+
+PAGE = 4096
+CHUNK = 64 << 10
+"""Bytes of a chunk, the unit of verification; as much as a random read fetches at least."""
+
+DEVICE = 1
+"""Number of the data blob in the metadata's device table."""
+
+Sink = Callable[[int, memoryview], None]
+"""Takes the blob's bytes at an offset, in order and complete; called from a thread."""
+
+_BUFFER = 16 * CHUNK
+_AHEAD = 4  # buffers that wait to be hashed
+_MAX_BLOB = PAGE << 32  # 32 bits of block number
+_FEW = 1 << 16  # entries of a chunk index that a sparse file may have: 512 KiB of metadata
+_MAX_PADDING = 1 << 30  # bytes of zeros in the blob that one sparse file may cost
+
+
+def _up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
+
+
+class BlobBuilder:
+    """Lays out and hashes the blob as entries (`place`) and their data (`data`) come by."""
+
+    def __init__(self, sink: Sink | None = None) -> None:
+        self.size = 0
+        """Bytes of the blob so far, a multiple of 4096."""
+        self.offsets = array("Q")
+        self.positions = array("Q")
+        self.lengths = array("Q")
+        """The extent table in columns: offset in the blob, position in the tar, bytes."""
+        self.digests = bytearray()
+        """SHA-256 of each chunk, one after the other; complete after `finish`."""
+        self._sink = sink
+        self._buffer = bytearray(_BUFFER)
+        self._start = 0  # offset in the blob of the buffer
+        self._next = 0  # extent that the next data belongs to
+        self._thread = ThreadPoolExecutor(1, "blob")
+        self._hashing: list[Future[bytes]] = []
+
+    def place(self, entry: Entry) -> tuple[Extent, ...]:
+        """Give the stored data of a regular file its place in the blob."""
+        unit = _granule(entry)
+        extents: list[Extent] = []
+        for offset, position, length in entry.segments:
+            start, end = offset // unit * unit, _up(offset + length, unit)
+            last = extents[-1] if extents else None
+            if last is not None and start <= last.offset + last.length:
+                last.length = max(last.length, end - last.offset)
+            else:
+                last = Extent(start, end - start, DEVICE, self.size)
+                extents.append(last)
+            self.size = last.position + _up(last.length, PAGE)
+            self.offsets.append(last.position + offset - last.offset)
+            self.positions.append(position)
+            self.lengths.append(length)
+        if extents:  # the last one ends with the file, not with its page
+            extents[-1].length = min(extents[-1].length, entry.size - extents[-1].offset)
+        if self.size > _MAX_BLOB:
+            raise LayerError(f"more than {_MAX_BLOB} bytes of data in one layer: EROFS's limit")
+        return tuple(extents)
+
+    def data(self, position: int, view: memoryview) -> None:
+        """Stored bytes from offset `position` in the tar."""
+        while view:
+            at = self._next
+            past = position - self.positions[at]
+            take = min(len(view), self.lengths[at] - past)
+            self._write(self.offsets[at] + past, view[:take])
+            position += take
+            view = view[take:]
+            if past + take == self.lengths[at]:
+                self._next += 1
+
+    def _write(self, offset: int, view: memoryview) -> None:
+        while view:
+            while offset >= self._start + _BUFFER:
+                self._flush(_BUFFER)
+            at = offset - self._start
+            take = min(len(view), _BUFFER - at)
+            self._buffer[at : at + take] = view[:take]
+            offset += take
+            view = view[take:]
+
+    def _flush(self, length: int) -> None:
+        """Hand the first `length` bytes of the buffer to the thread, and go on with a new one."""
+        view = memoryview(self._buffer)[:length]
+        self._hashing.append(self._thread.submit(_hash, view, self._start, self._sink))
+        if len(self._hashing) > _AHEAD:
+            self.digests += self._hashing.pop(0).result()
+        self._buffer = bytearray(_BUFFER)
+        self._start += length
+
+    def finish(self) -> None:
+        """All data has come: hash what is left. The blob ends with a whole page."""
+        while self._start < self.size:
+            self._flush(min(_BUFFER, self.size - self._start))
+        for hashed in self._hashing:
+            self.digests += hashed.result()
+        self.close()
+
+    def close(self) -> None:
+        """End the thread, also half-way."""
+        self._hashing.clear()
+        self._thread.shutdown(cancel_futures=True)
+
+
+def _hash(view: memoryview, start: int, sink: Sink | None) -> bytes:
+    if sink is not None:
+        sink(start, view)
+    sha256 = hashlib.sha256
+    return b"".join(sha256(view[at : at + CHUNK]).digest() for at in range(0, len(view), CHUNK))
+
+
+def _granule(entry: Entry) -> int:
+    """Bytes that pieces of a file are rounded to: pages, but few of them for a sparse giant.
+
+    EROFS wants one entry of the chunk index for each granule of the file, holes included: 2 GiB of
+    them for a 1 TiB file in pages. A larger granule costs zeros in the blob, which compress away.
+    """
+    unit = PAGE
+    if entry.segments == () or (len(entry.segments) == 1 and entry.segments[0][2] == entry.size):
+        return unit
+    while entry.size > _FEW * unit:
+        unit *= 2
+    padding = len(entry.segments) * unit
+    if unit > PAGE and padding > _MAX_PADDING:
+        raise LayerError(
+            f"{show(entry.path)}: too many pieces ({len(entry.segments)}) "
+            f"in a sparse file of {entry.size} bytes"
+        )
+    return unit

@@ -1,0 +1,302 @@
+"""Builds the index of a layer while the layer streams by, once.
+
+Compressed bytes are hashed, unpacked, hashed again, parsed as a tar and laid out as the data blob,
+each in a thread of its own. What is held is the tree, the extent table and a few buffers, never
+the layer. Nothing is an index before both digests, the layer's and the tar's, are those wanted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import tempfile
+from collections import Counter, deque
+from collections.abc import AsyncIterable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import BinaryIO, NamedTuple, TypeVar
+
+from pagein.erofs import writer
+from pagein.erofs.tree import Device, Node
+from pagein.images.layers import blob, indexwriter
+from pagein.images.layers.entry import Limits
+from pagein.images.layers.errors import LayerError
+from pagein.images.layers.format import Compression, Header, Layer
+from pagein.images.layers.gzip import GzipUnpacker
+from pagein.images.layers.point import Output, Point
+from pagein.images.layers.tar import TarParser
+from pagein.images.layers.tree import Tree, TreeBuilder
+from pagein.images.layers.zstd import ZstdUnpacker
+
+P = TypeVar("P")
+T = TypeVar("T")
+
+_MAGICS = {
+    b"\x1f\x8b": Compression.GZIP,
+    b"\x28\xb5\x2f\xfd": Compression.ZSTD,
+    **{bytes((low, 0x2A, 0x4D, 0x18)): Compression.ZSTD for low in range(0x50, 0x60)},
+}
+_NOT_READ = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x5d\0\0": "lzma", b"\x04\x22\x4d\x18": "lz4"}
+_HEAD = 6  # bytes that tell one from another
+_AHEAD = 4  # pieces that wait to be hashed
+_FEED = 512 << 10  # bytes given to a thread at a time
+
+
+class Built(NamedTuple):
+    """What an index says; sizes in bytes. `digest` is that of the whole file, its name."""
+
+    digest: str
+    size: int
+    header: Header
+    tree: Tree
+
+
+class IndexBuilder:
+    """`feed` it the layer as it comes, then `finish`. Close it in any case (`with`).
+
+    The compression is what the first bytes say, as in containerd: media types are wrong too often.
+    With a `sink` the data blob's bytes are given out as they become known, not yet verified: they
+    may be used once `finish` has returned.
+    """
+
+    def __init__(
+        self,
+        layer: Layer,
+        *,
+        sink: blob.Sink | None = None,
+        limits: Limits = Limits(),  # noqa: B008
+    ) -> None:
+        self.received = 0
+        """Bytes of the layer so far."""
+        self._layer = layer
+        self._head: bytes | None = b""
+        self._unpacker: _Plain | GzipUnpacker | ZstdUnpacker | None = None
+        self._compression = Compression.NONE
+        self._blob = blob.BlobBuilder(sink)
+        self._tree = TreeBuilder(self._blob.place, limits)
+        self._parser = TarParser(_Members(self._tree, self._blob), limits)
+        self._parsing = _Worker("tar")
+        self._packed = _Digest(layer.digest)
+        self._tar = _Digest(layer.diff_id or "sha256:")
+        self.tar_size = 0
+        """Bytes of the tar so far."""
+
+    def __enter__(self) -> IndexBuilder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads; twice is fine."""
+        for worker in (self._parsing, self._packed, self._tar, self._blob):
+            worker.close()
+        if self._unpacker is not None:
+            self._unpacker.close()
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the layer; LayerError if it cannot be what it should be."""
+        self.received += len(data)
+        if self.received > self._layer.size:
+            raise LayerError(f"the layer is longer than the {self._layer.size} bytes it should be")
+        self._packed.update(memoryview(data))
+        if self._head is not None:
+            self._head += data
+            if len(self._head) < _HEAD and self.received < self._layer.size:
+                return
+            data, self._head = self._head, None
+            self._compression = _compression(data)
+        if self._unpacker is None:
+            self._unpacker = _UNPACKERS[self._compression](self._take_tar)
+        self._unpacker.feed(data)
+
+    def _take_tar(self, view: memoryview) -> None:
+        self._tar.update(view)
+        self.tar_size += len(view)
+        self._parsing.submit(self._parser.feed, view)
+
+    def finish(self, out: BinaryIO) -> Built:
+        """Write the index to `out`, an empty file open for reading and writing.
+
+        LayerError when the layer, or its tar, is not the one that was asked for.
+        """
+        layer = self._layer
+        if self.received != layer.size:
+            raise LayerError(f"truncated: {self.received} of the layer's {layer.size} bytes came")
+        # Before anything is said of the content: if the bytes are wrong, that is what is wrong.
+        _same("the layer", self._packed.result(), layer.digest)
+        if self._unpacker is not None:
+            self._unpacker.finish()
+        self._parsing.finish()
+        self._parser.close()
+        self._blob.finish()
+        diff_id = self._tar.result()
+        _same("the layer's tar", diff_id, layer.diff_id or diff_id)
+        return self._write(out, layer._replace(diff_id=diff_id))
+
+    def _write(self, out: BinaryIO, layer: Layer) -> Built:
+        tree = self._tree.finish()
+        points: list[Point] = self._unpacker.points if self._unpacker is not None else []
+        with tempfile.TemporaryFile() as metadata:
+            header = Header(
+                layer,
+                self._compression,
+                0,
+                self.tar_size,
+                self._blob.size,
+                _write_metadata(tree.root, metadata, layer, self._blob.size),
+                blob.CHUNK,
+            )
+            metadata.seek(0)
+            indexwriter.write(
+                out,
+                header,
+                metadata=metadata,
+                extents=(self._blob.offsets, self._blob.positions, self._blob.lengths),
+                points=points,
+                digests=self._blob.digests,
+                implied=tree.implied,
+            )
+        size = out.tell()
+        out.seek(0)
+        digest = f"sha256:{hashlib.file_digest(out, 'sha256').hexdigest()}"  # type: ignore[arg-type]
+        return Built(digest, size, header._replace(file_size=size), tree)
+
+
+async def build(
+    stream: AsyncIterable[bytes],
+    layer: Layer,
+    out: BinaryIO,
+    *,
+    sink: blob.Sink | None = None,
+) -> Built:
+    """Build the index of `layer`, whose bytes `stream` gives, into `out`; work is in threads.
+
+    LayerError as `IndexBuilder`; what the stream raises goes through. How long it may wait is the
+    stream's to say.
+    """
+    with IndexBuilder(layer, sink=sink) as builder:
+        waiting = bytearray()
+        async for piece in stream:
+            waiting += piece
+            if len(waiting) >= _FEED:
+                data, waiting = bytes(waiting), bytearray()
+                await _in_thread(builder.feed, data)
+        await _in_thread(builder.feed, bytes(waiting))
+        return await _in_thread(builder.finish, out)
+
+
+async def _in_thread(call: Callable[[P], T], argument: P) -> T:
+    """`call` in a thread, waited for also when we are cancelled: it uses what is then closed."""
+    task = asyncio.ensure_future(asyncio.to_thread(call, argument))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+class _Plain:
+    """A layer that is the tar."""
+
+    def __init__(self, output: Output) -> None:
+        self.points: list[Point] = []
+        self._output = output
+
+    def feed(self, data: bytes) -> None:
+        self._output(memoryview(data))
+
+    def finish(self) -> None:
+        """A tar says itself whether it is whole."""
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+_UNPACKERS: dict[Compression, Callable[[Output], _Plain | GzipUnpacker | ZstdUnpacker]] = {
+    Compression.NONE: _Plain,
+    Compression.GZIP: GzipUnpacker,
+    Compression.ZSTD: ZstdUnpacker,
+}
+
+
+class _Members:
+    """The parser's visitor: entries to the tree, data to the blob."""
+
+    def __init__(self, tree: TreeBuilder, data: blob.BlobBuilder) -> None:
+        self.data = data.data
+        self.entry = tree.add
+
+
+class _Worker:
+    """A thread that does one thing after the other, a few behind; `submit` raises what it met."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, name)
+        self._behind: deque[Future[None]] = deque()
+
+    def submit(self, call: Callable[[memoryview], None], data: memoryview) -> None:
+        self._behind.append(self._thread.submit(call, data))
+        if len(self._behind) > _AHEAD:
+            self._behind.popleft().result()
+
+    def finish(self) -> None:
+        while self._behind:
+            self._behind.popleft().result()
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+
+class _Digest(_Worker):
+    """A digest that is computed in a thread of its own."""
+
+    def __init__(self, wanted: str) -> None:
+        self._name, _, _ = wanted.partition(":")
+        if self._name not in ("sha256", "sha512"):
+            raise LayerError(f"digest {wanted!r}: only sha256 and sha512 are known")
+        self._hash = hashlib.new(self._name)
+        super().__init__("digest")
+
+    def update(self, data: memoryview) -> None:
+        self.submit(self._hash.update, data)
+
+    def result(self) -> str:
+        self.finish()
+        return f"{self._name}:{self._hash.hexdigest()}"
+
+
+def _compression(head: bytes) -> Compression:
+    for magic, name in _NOT_READ.items():
+        if head.startswith(magic):
+            raise LayerError(f"compressed by {name}: only gzip and zstd layers are read")
+    for magic, compression in _MAGICS.items():
+        if head.startswith(magic):
+            return compression
+    return Compression.NONE
+
+
+def _same(what: str, found: str, wanted: str) -> None:
+    if found != wanted:
+        raise LayerError(f"{what} is {found}, not {wanted}")
+
+
+def _write_metadata(root: Node, out: BinaryIO, layer: Layer, blob_size: int) -> int:
+    """The EROFS image; the same one for the same layer, on every machine. Its size in bytes."""
+    algorithm, _, digits = layer.digest.partition(":")
+    uuid = hashlib.sha256(f"pagein layer {algorithm} {digits}".encode()).digest()[:16]
+    devices = [Device(digits[:64].encode(), blob_size // blob.PAGE)] if blob_size else []
+    try:
+        return writer.write(root, out, uuid=uuid, devices=devices, build_time_ns=_usual_time(root))
+    except ValueError as error:
+        raise LayerError(f"not to be held by EROFS: {error}") from None
+
+
+def _usual_time(root: Node) -> int:
+    """The most frequent mtime: inodes with it are half the size."""
+    times: Counter[int] = Counter()
+    todo = [root]
+    while todo:
+        node = todo.pop()
+        times[node.mtime_ns] += 1
+        todo += (node.children or {}).values()
+    return times.most_common(1)[0][0]

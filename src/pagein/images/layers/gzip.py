@@ -1,0 +1,221 @@
+"""A gzip layer (RFC 1951, RFC 1952): unpacked with points to enter it at, and entered.
+
+One member or many, every header flag, padding of zeros at the end. A point is taken every 2 MiB of
+output, or sooner where the data hardly compresses, so that what lies between two points never
+costs more than about 1 MiB of download.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+from pagein.images.layers import window
+from pagein.images.layers.errors import LayerError
+from pagein.images.layers.inflate import WINDOW, Inflate
+from pagein.images.layers.point import Output, Point
+
+SPAN = 2 << 20
+"""Bytes of output between two points, and what the last deflate block adds."""
+_PACKED_SPAN = 896 << 10  # bytes of input between two points: two spans stay below 2 MiB
+
+_BUFFER = 1 << 20
+_MOST_FOR_SPARSE = 256 << 10  # bytes of input that 32 KiB of output may take
+_PIECE = 1 << 20
+_TRAILER = 8  # CRC32 and ISIZE
+_MAGIC = 0x1F
+
+
+class GzipUnpacker:
+    """Feed it the layer; `output` gets the tar, `points` fills. `finish` checks the end."""
+
+    def __init__(self, output: Output) -> None:
+        self.points: list[Point] = []
+        """In order; complete after `finish`. The first one has out 0."""
+        self._output = output
+        self._inflate = Inflate()
+        self._buffer = bytearray(WINDOW + _BUFFER)  # what came before, then what comes
+        self._base = -WINDOW  # offset in the output of the buffer's first byte
+        self._inflate.into(self._buffer, WINDOW)
+        self._in = 0  # bytes of input that came before the piece that is fed
+        self._member = True
+        self._padding = False
+        self._member_start = 0  # in the output
+        self._pending: _Pending | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Unpack the next bytes of the layer; LayerError if they are damaged."""
+        at = 0
+        while at < len(data):
+            if not self._member and not self._begin_member(data, at):
+                break
+            at = self._run(data, at)
+        if self._pending is not None:
+            self._pending.collect(data, len(data), self._in)
+        self._in += len(data)
+
+    def finish(self) -> None:
+        """The layer is over: LayerError if that is in the middle of a member."""
+        if self._member:
+            raise LayerError(f"gzip: truncated: the layer ends after {self._in} bytes")
+        self._flush()
+        self.close()
+
+    def close(self) -> None:
+        """Give memory back; twice is fine."""
+        self._inflate.close()
+
+    def _begin_member(self, data: bytes, at: int) -> bool:
+        """Whether another member begins here: else only zeros may follow."""
+        if not self._padding and data[at] == _MAGIC:
+            self._inflate.next_member()
+            self._member = True
+            self._member_start = self._out
+            return True
+        self._padding = True
+        rest = data[at:].lstrip(b"\0")
+        if rest:
+            raise LayerError(
+                f"gzip: what follows the last member, at offset {self._in + len(data) - len(rest)},"
+                " is neither another member nor zeros"
+            )
+        return False
+
+    @property
+    def _out(self) -> int:
+        """Bytes of output so far."""
+        return self._base + len(self._buffer) - self._inflate.room
+
+    def _run(self, data: bytes, at: int) -> int:
+        """Inflate `data` from `at`, to its end or to the end of a member; where that is."""
+        inflate = self._inflate
+        inflate.take(data, at)
+        while True:
+            try:
+                progress = inflate.step()
+            except LayerError as error:
+                where = self._in + len(data) - inflate.unused
+                raise LayerError(f"gzip: {error}, near offset {where}") from None
+            at = len(data) - inflate.unused
+            if inflate.member_ended:
+                self._member = False
+                self._resolve(data, at)
+                return at
+            pending = self._pending
+            if pending is not None and self._out >= pending.out + WINDOW:
+                self._resolve(data, at)
+            if inflate.free_bits is not None:
+                self._block_end((self._in + at) * 8 - inflate.free_bits)
+            if not inflate.room:
+                self._flush()
+            elif not progress:  # with input used up there may still be output inside, so not before
+                return at
+
+    def _block_end(self, bit: int) -> None:
+        """A block begins at `bit`: a point, if the last one is far enough."""
+        out = self._out
+        if self.points or self._pending is not None:
+            last = self._pending.point if self._pending is not None else self.points[-1]
+            if out == last.out or (out - last.out < SPAN and bit - last.bit < _PACKED_SPAN * 8):
+                return
+            if self._pending is not None:
+                return  # its window is not known yet: within the next 32 KiB
+        have = min(WINDOW, out - self._member_start)
+        end = out - self._base
+        point = Point(out, bit, bytes(self._buffer[end - have : end]))
+        if have:
+            self._pending = _Pending(point)
+        else:
+            self.points.append(point)
+
+    def _resolve(self, data: bytes, at: int) -> None:
+        """Enough is known of what follows the pending point to see what of its window is used."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        pending.collect(data, at, self._in)
+        start = pending.out - self._base
+        real = bytes(self._buffer[start : min(start + WINDOW, self._out - self._base)])
+        self.points.append(pending.finish(real))
+
+    def _flush(self) -> None:
+        """Hand on what the buffer holds; the new one begins with the last 32 KiB."""
+        full, end = self._buffer, self._out - self._base
+        if end == WINDOW:
+            return
+        self._base += end - WINDOW
+        self._buffer = bytearray(WINDOW + _BUFFER)
+        self._buffer[:WINDOW] = full[end - WINDOW : end]
+        self._inflate.into(self._buffer, WINDOW)
+        self._output(memoryview(full)[WINDOW:end])
+
+
+class _Pending:
+    """A point of which the input that follows is still being collected."""
+
+    def __init__(self, point: Point) -> None:
+        self.point = point
+        self.out = point.out
+        self._data = bytearray()
+
+    def collect(self, data: bytes, end: int, base: int) -> None:
+        """Keep what `data`, at offset `base` of the layer, has from the point up to `end`."""
+        start = self.point.bit // 8 + len(self._data) - base
+        if start < 0:
+            return  # the point lies in the last byte of an earlier piece, which is gone
+        if len(self._data) <= _MOST_FOR_SPARSE:
+            self._data += data[start:end]
+
+    def finish(self, output: bytes) -> Point:
+        """The point, its window cleared of what `output` does not need."""
+        if len(self._data) > _MOST_FOR_SPARSE:
+            return self.point
+        bit = self.point.bit
+        return self.point._replace(
+            window=window.sparse(self.point.window, bit, bytes(self._data), output)
+        )
+
+
+class GzipDecoder:
+    """Decodes from a point on. Feed it the layer from byte `point.bit // 8` on."""
+
+    def __init__(self, point: Point) -> None:
+        self._point: Point | None = point
+        self._decoder: zlib._Decompress | None = None
+        self._skip = 0  # bytes of a member's trailer that are still to come
+        self._between = False
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """What `data` decodes to, in pieces of up to 1 MiB; LayerError if it is damaged."""
+        try:
+            yield from self._feed(data)
+        except zlib.error as error:
+            raise LayerError(f"gzip: {error}") from None
+
+    def _feed(self, data: bytes) -> Iterator[bytes]:
+        if self._point is not None and data:
+            self._decoder, start = window.enter(self._point.bit, data[0], self._point.window)
+            self._point = None
+            data = start + data[1:]
+            self._skip = _TRAILER
+        while data:
+            if self._between:
+                skipped = min(self._skip, len(data))
+                self._skip -= skipped
+                data = data[skipped:]
+                if not data:
+                    return
+                if data[0] != _MAGIC:
+                    return  # padding
+                self._between = False
+                self._decoder = zlib.decompressobj(31)
+            decoder = self._decoder
+            assert decoder is not None
+            if piece := decoder.decompress(data, _PIECE):
+                yield piece
+            data = decoder.unconsumed_tail
+            while not data and not decoder.eof and (piece := decoder.decompress(b"", _PIECE)):
+                yield piece
+            if decoder.eof:
+                data = decoder.unused_data
+                self._between = True

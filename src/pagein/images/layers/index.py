@@ -1,0 +1,280 @@
+"""Reads an index file. It is mapped: opening it reads a few kilobytes, however large it is.
+
+What is not needed is not read, and what is read is verified: the header and the tables when it is
+opened, each block when it is first used. Damage is a LayerError that names the section. Whether it
+is the right index, a digest has to tell: `Index.root` covers all of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import mmap
+import os
+import struct
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from pagein.images.layers import format as layout
+from pagein.images.layers.errors import LayerError
+from pagein.images.layers.format import Compression, Header, Kind, Layer, Table
+from pagein.images.layers.point import Point
+
+_KEPT = 16  # unpacked blocks of a section
+
+
+class Piece(NamedTuple):
+    """`length` bytes at `offset` in the data blob are those at `position` in the tar."""
+
+    offset: int
+    position: int
+    length: int
+
+
+class Index:
+    """An open index. Its methods may wait for the disk; threads may share it. `close` it."""
+
+    def __init__(self, path: str | os.PathLike[str], *, root: str | None = None) -> None:
+        """Map the index at `path`; LayerError if it is damaged, or is not the one of `root`."""
+        self.path = os.fspath(path)
+        with open(self.path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size < layout.FIXED.size:
+                raise LayerError(f"{self.path}: not an index: {size} bytes")
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            self.header, tables, self.root = self._read_header()
+            if root not in (None, self.root):
+                raise self._error("the header", f"this index is {self.root}, not {root}")
+            self._sections = {table.kind: _Section(self, self._map, table) for table in tables}
+            self._check_layout(tables)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Unmap it; twice is fine."""
+        self._map.close()
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- what it says
+
+    @property
+    def points(self) -> int:
+        """How many places there are to enter the layer's compression."""
+        return self._sections[Kind.POINTS].count
+
+    def point(self, number: int) -> Point:
+        """A place to enter the layer; the first one is number 0."""
+        section = self._sections[Kind.POINTS]
+        content = section.block(number)
+        if len(content) < 8:
+            raise self._error(f"point {number}", "too short")
+        bit = int.from_bytes(content[:8], "little")
+        if bit >= self.header.layer.size * 8:
+            raise self._error(f"point {number}", "beyond the layer")
+        return Point(section.key(number), bit, content[8:])
+
+    def point_before(self, out: int) -> int:
+        """The number of the last point at or before offset `out` in the tar."""
+        return self._sections[Kind.POINTS].find(out)
+
+    def point_out(self, number: int) -> int:
+        """A point's offset in the tar; for the number after the last the tar's size."""
+        section = self._sections[Kind.POINTS]
+        return section.key(number) if number < section.count else self.header.tar_size
+
+    def point_end(self, number: int) -> int:
+        """The offset in the layer of the byte after the last that a point's span needs."""
+        if number + 1 < self.points:
+            return -(-self.point(number + 1).bit // 8)
+        return self.header.layer.size
+
+    def pieces(self, start: int, end: int) -> Iterator[Piece]:
+        """What of [start, end) in the data blob comes from the tar, in order; the rest is zeros."""
+        section = self._sections[Kind.EXTENTS]
+        if not section.count:
+            return
+        for number in range(max(0, section.find(start)), section.count):
+            if section.key(number) >= end:
+                return
+            for offset, position, length in self._extents(number):
+                first, last = max(start, offset), min(end, offset + length)
+                if offset >= end:
+                    return
+                if first < last:
+                    yield Piece(first, position + first - offset, last - first)
+
+    def chunk_digest(self, number: int) -> bytes:
+        """The SHA-256 of a chunk of the data blob."""
+        block, within = divmod(number, layout.DIGESTS)
+        content = self._sections[Kind.CHUNKS].block(block)
+        digest = content[within * layout.DIGEST :][: layout.DIGEST]
+        if len(digest) != layout.DIGEST:
+            raise self._error("chunks", f"no digest of chunk {number}")
+        return digest
+
+    def metadata(self, offset: int, length: int) -> bytes:
+        """Bytes of the EROFS image."""
+        section = self._sections[Kind.METADATA]
+        first, last = offset // layout.BLOCK_SIZE, -(-(offset + length) // layout.BLOCK_SIZE)
+        data = b"".join(section.block(number) for number in range(first, last))
+        data = data[offset - first * layout.BLOCK_SIZE :][:length]
+        if len(data) != length:
+            raise self._error("metadata", f"has no {length} bytes at {offset}")
+        return data
+
+    def implied(self) -> list[bytes]:
+        """Paths of the directories that the archive left out; b"" is the root."""
+        section = self._sections[Kind.IMPLIED]
+        return b"".join(map(section.block, range(section.count))).split(b"\0")[:-1]
+
+    def verify(self) -> None:
+        """Read and verify every block; LayerError names the first that is damaged."""
+        for section in self._sections.values():
+            for number in range(section.count):
+                section.block(number)
+
+    # ---- how it is read
+
+    def _error(self, where: str, what: str) -> LayerError:
+        return LayerError(f"{self.path}: {where} of the index: {what}")
+
+    def _read_header(self) -> tuple[Header, list[Table], str]:
+        fields = layout.FIXED.unpack_from(self._map)
+        magic, version, size, file_size = fields[:4]
+        if magic != layout.MAGIC:
+            raise LayerError(f"{self.path}: not an index of a layer")
+        if version != layout.VERSION:
+            raise LayerError(f"{self.path}: index version {version}: {layout.VERSION} is known")
+        if not layout.FIXED.size < size <= min(len(self._map), 1 << 20):
+            raise self._error("the header", "impossible size")
+        packed = self._map[: size - layout.DIGEST]
+        if hashlib.sha256(packed).digest() != self._map[len(packed) : size]:
+            raise self._error("the header", "wrong digest: it is damaged")
+        if file_size != len(self._map):
+            raise self._error("the header", f"{file_size} bytes long, but has {len(self._map)}")
+        try:
+            header, tables = _unpack_header(packed)
+        except (ValueError, struct.error) as error:
+            raise self._error("the header", str(error)) from None
+        return header, tables, f"sha256:{hashlib.sha256(self._map[:size]).hexdigest()}"
+
+    def _check_layout(self, tables: list[Table]) -> None:
+        """What nothing may be read without."""
+        header = self.header
+        if [table.kind for table in tables] != list(Kind):
+            raise self._error("the header", "not the sections of this version")
+        if header.chunk != _power_of_two(header.chunk) or not 4096 <= header.chunk <= 1 << 24:
+            raise self._error("the header", f"chunks of {header.chunk} bytes")
+        packed = header.compression is not Compression.NONE
+        if packed and header.tar_size and (not self.points or self.point_out(0) != 0):
+            raise self._error("points", "none at the start")
+
+    def _extents(self, number: int) -> Iterator[tuple[int, int, int]]:
+        """Gaps, added up again."""
+        content = self._sections[Kind.EXTENTS].block(number)
+        count, odd = divmod(len(content), 24)
+        if odd:
+            raise self._error(f"extents, block {number}", "odd size")
+        numbers = struct.unpack(f"<{3 * count}Q", content)
+        lengths = numbers[2 * count :]
+        before = (0, *lengths)
+        offsets = itertools.accumulate(map(sum, zip(numbers[:count], before, strict=False)))
+        gaps = zip(numbers[count : 2 * count], before, strict=False)
+        return zip(offsets, itertools.accumulate(map(sum, gaps)), lengths, strict=True)
+
+
+class _Section:
+    """The blocks of a section, by number and by key."""
+
+    def __init__(self, index: Index, map_: mmap.mmap, table: Table) -> None:
+        self.count = table.blocks
+        self._index = index
+        self._map = map_
+        self._table = table
+        self._kept: dict[int, bytes] = {}
+        self._name = table.kind.name.lower()
+        end = table.offset + table.blocks * layout.BLOCK.size
+        if hashlib.sha256(map_[table.offset : end]).digest() != table.sha256:
+            raise self._error(f"the table of {self._name}", "wrong digest: it is damaged")
+
+    def key(self, number: int) -> int:
+        """The key of a block."""
+        return int(self._entry(number)[0])
+
+    def find(self, key: int) -> int:
+        """The last block whose key is not greater; -1 if there is none."""
+        return bisect_right(range(self.count), key, key=self.key) - 1
+
+    def block(self, number: int) -> bytes:
+        """A block's content, verified."""
+        content = self._kept.get(number)
+        if content is None:
+            content = self._read(number)
+            if len(self._kept) >= _KEPT:
+                self._kept.pop(next(iter(self._kept), -1), None)
+            self._kept[number] = content
+        return content
+
+    def _entry(self, number: int) -> tuple[int, int, int, int, bytes]:
+        if not 0 <= number < self.count:
+            raise self._error(self._name, f"has no block {number}")
+        at = self._table.offset + number * layout.BLOCK.size
+        return layout.BLOCK.unpack_from(self._map, at)
+
+    def _read(self, number: int) -> bytes:
+        _, offset, stored_size, size, sha256 = self._entry(number)
+        where = f"{self._name}, block {number}"
+        stored = self._map[offset : offset + stored_size]
+        if hashlib.sha256(stored).digest() != sha256:
+            raise self._error(where, "wrong digest: it is damaged")
+        if size > layout.MAX_BLOCK:
+            raise self._error(where, f"too large: {size} bytes")
+        content = stored
+        if size != stored_size:
+            try:
+                content = zlib.decompressobj().decompress(stored, size + 1)
+            except zlib.error as error:
+                raise self._error(where, str(error)) from None
+        if len(content) != size:
+            raise self._error(where, "not of the size that it should be")
+        return content
+
+    def _error(self, where: str, what: str) -> LayerError:
+        return self._index._error(where, what)
+
+
+def _unpack_header(packed: bytes) -> tuple[Header, list[Table]]:
+    fields = layout.FIXED.unpack_from(packed)
+    file_size, layer_size, tar_size, blob_size, metadata_size, chunk = fields[3:9]
+    compression, sections, _ = fields[9:]
+    at = layout.FIXED.size
+    tables = []
+    for _ in range(sections):
+        kind, blocks, offset, sha256 = layout.SECTION.unpack_from(packed, at)
+        tables.append(Table(Kind(kind), blocks, offset, sha256))
+        at += layout.SECTION.size
+    strings = []
+    for _ in range(3):
+        (length,) = layout.STRING.unpack_from(packed, at)
+        at += layout.STRING.size
+        strings.append(packed[at : at + length].decode())
+        at += length
+    if at != len(packed):
+        raise ValueError("not of the size that it should be")
+    digest, diff_id, media_type = strings
+    layer = Layer(digest, layer_size, media_type, diff_id)
+    sizes = (file_size, tar_size, blob_size, metadata_size, chunk)
+    return Header(layer, Compression(compression), *sizes), tables
+
+
+def _power_of_two(value: int) -> int:
+    return 1 << max(0, value - 1).bit_length()
