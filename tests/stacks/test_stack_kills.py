@@ -26,7 +26,7 @@ from pagein.control import ControlError
 state, cache, target, *sources = sys.argv[1:]
 settings = Settings(state, cache)
 try:
-    with kept_running(settings, timeout=10, daemon_user="nobody") as ask:
+    with kept_running(settings, 10, "nobody", "fuse") as ask:
         layers = [Layer(s.rpartition("/")[2], [blob_of(settings, s, timeout=20)]) for s in sources]
         mount_stack(ask, target, layers, label="", timeout=10)
 except ControlError as problem:
