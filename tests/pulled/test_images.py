@@ -42,8 +42,9 @@ def tree(top: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-UNDESCRIBED = ("deep", "deep/without")
-"""Directories that no layer describes: umoci gives them the time at which it unpacks."""
+UNDESCRIBED = (".", "deep", "deep/without")
+"""Directories that no layer describes, and the root, in which the last layer deletes something:
+umoci leaves them the time at which it unpacks."""
 
 
 def merged(top: Path) -> dict[str, dict[str, Any]]:
