@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.table import Table
 
 from pagein.testing.instance import mounted_below
@@ -32,6 +32,7 @@ MB = 1_000_000
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 console = Console(highlight=False)
+console.size = ConsoleDimensions(max(console.width, 100), console.height)  # else tables are cut
 
 
 @dataclass(frozen=True)

@@ -183,11 +183,21 @@ class FsCache:
         session.files.add(obj)
         return Cookie(session, obj, obj.file)
 
+    async def fetch(self, cookie: Cookie, offset: int, length: int, pid: int = 0) -> None:
+        """`make_present` for a reader of a file, to whom a cache that is gone is EIO as well."""
+        try:
+            await self.make_present(cookie, offset, length, pid)
+        except OSError as problem:
+            if problem.errno == errno.ENOBUFS:
+                raise OSError(errno.EIO, "its cache is gone: the daemon has ended") from None
+            raise
+
     async def make_present(self, cookie: Cookie, offset: int, length: int, pid: int = 0) -> None:
         """Return once [offset, offset + length) is present, asking the daemon for each hole.
 
         As the kernel (facts 9.2, 9.4): a READ covers the leading hole; after its CREAD the range
-        is looked at once more, and a hole still at its start fails the read with EIO.
+        is looked at once more, and a hole still at its start fails the read with EIO. Of a cache
+        that was withdrawn nothing can be had: ENOBUFS (7.5).
         """
         if cookie.withdrawn:
             raise error(errno.ENOBUFS)

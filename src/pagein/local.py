@@ -10,6 +10,7 @@ import asyncio
 import errno
 import itertools
 import os
+from collections.abc import Callable
 
 from pagein.cachefiles.device import AnonymousFile, CachefilesDevice
 from pagein.daemon.device import AnonFd, Device, DeviceDead
@@ -66,7 +67,9 @@ class LocalAnonFd(AnonFd):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return self._file
 
-    async def pwrite(self, data: memoryview | bytes, offset: int) -> None:
+    async def pwrite(
+        self, data: memoryview | bytes, offset: int, then: Callable[[], None] | None = None
+    ) -> None:
         file, view, done = self._open_file(), memoryview(data), 0
         while done < len(view):
             done += await file.pwrite(view[done:], offset + done)

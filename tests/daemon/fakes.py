@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pagein.daemon.device import AnonFd, Device, DeviceDead
@@ -35,7 +36,9 @@ class FakeAnonFd(AnonFd):
         if not self.is_open:
             raise OSError(errno.EBADF, "closed")
 
-    async def pwrite(self, data: memoryview | bytes, offset: int) -> None:
+    async def pwrite(
+        self, data: memoryview | bytes, offset: int, then: Callable[[], None] | None = None
+    ) -> None:
         self._check()
         if self.object_id not in self.device.opened:
             raise OSError(errno.ENOBUFS, "before copen")
@@ -44,8 +47,13 @@ class FakeAnonFd(AnonFd):
         self.file.data.extend(bytes(max(0, grow)))
         self.file.data[offset : offset + len(data)] = data
         self.file.present.add(offset, offset + len(data))
+        if then is not None:
+            then()
 
     async def cread(self, msg_id: int) -> None:
+        self.complete(msg_id)
+
+    def complete(self, msg_id: int) -> None:
         self._check()
         if self.device.reads.get(msg_id) != self.object_id:
             raise OSError(errno.EINVAL, "no such request")

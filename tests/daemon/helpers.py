@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from pagein.daemon.fetch import Then
 from pagein.daemon.fill import Fill
 from pagein.origins.base import Origin, OriginError
 from pagein.protocol.messages import PAGE_SIZE
@@ -196,7 +197,7 @@ class Cache:
         self.bytes = bytearray(b"\xee" * self.pages)
         self.held = RangeSet()
 
-    async def write(self, data: memoryview, offset: int) -> None:
+    async def write(self, data: memoryview, offset: int, then: Then | None) -> None:
         ensure(offset % PAGE_SIZE == 0 and len(data) % PAGE_SIZE == 0, "not whole pages")
         ensure(0 < len(data) <= self.pages - offset, "not within the blob")
         self.running += 1
@@ -208,6 +209,8 @@ class Cache:
             self.bytes[offset : offset + len(data)] = data
             self.held.add(offset, offset + len(data))
             self.writes.append((offset, offset + len(data)))
+            if then is not None:
+                then()
         finally:
             self.running -= 1
 

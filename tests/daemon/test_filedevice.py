@@ -7,6 +7,8 @@ threads, deadlines, alignment, who closes what and when.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -16,6 +18,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -232,6 +235,29 @@ def test_cread_is_by_value_on_the_real_device_and_by_pointer_on_ours(
     )
 
 
+@pytest.mark.parametrize("msg_id", [0, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
+def test_an_id_of_32_bits_reaches_the_system_call_whole(
+    msg_id: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A C function in place of ioctl(2), called as that is: the id is not squeezed into an int."""
+    calls: list[tuple[int, int, int]] = []
+
+    def record(fd: int, request: int, argument: int) -> int:
+        calls.append((fd, request, argument))
+        return -1 if argument == 0 else 0
+
+    kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)
+    address = ctypes.cast(callback := kind(record), ctypes.c_void_p).value
+    assert address is not None
+    # Without argument types, like a function of the C library.
+    ioctl = ctypes.CDLL(None)._FuncPtr(address)
+    monkeypatch.setattr(filedevice, "_libc", SimpleNamespace(ioctl=ioctl))
+    with pytest.raises(OSError) if msg_id == 0 else contextlib.nullcontext():
+        filedevice._ioctl_by_value(7, IOC_READ_COMPLETE, msg_id)
+    assert calls == [(7, IOC_READ_COMPLETE, msg_id)]
+    del callback
+
+
 def test_what_is_not_whole_pages_is_never_written(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"")
@@ -353,3 +379,38 @@ def test_a_call_of_the_threads_own_timeout_error_is_passed_on() -> None:
         workers.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("real", [False, True])
+def test_a_write_and_its_cread_in_one_call_of_a_thread(
+    real: bool, pair: tuple[int, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    completed: list[tuple[bytes, object]] = []
+
+    def complete(_fd: int, request: int, argument: object) -> None:
+        assert request == IOC_READ_COMPLETE
+        completed.append((path.read_bytes(), argument))
+        raise OSError(errno.EINVAL, "the reader was killed")
+
+    monkeypatch.setattr(fcntl, "ioctl", complete)
+    monkeypatch.setattr(filedevice, "_ioctl_by_value", complete)
+    data = memoryview(mmap.mmap(-1, 2 * PAGE))
+    data[:] = b"\x05" * 2 * PAGE
+
+    async def main() -> None:
+        device = FileDevice.from_fd(pair[0], None if real else os.open(tmp_path, os.O_PATH))
+        anon = FileAnonFd(os.open(path, os.O_WRONLY), device, real=real)
+        with pytest.raises(OSError):
+            anon.serve(data[:100], 0, 6)
+        assert completed == []
+        anon.serve(data, PAGE, 7)
+        await anon.close()
+        with pytest.raises(OSError):
+            anon.serve(data, 0, 8)
+        await device.close()
+
+    asyncio.run(main())
+    written = bytes(PAGE) + b"\x05" * 2 * PAGE
+    assert completed == [(written, 7 if real else struct.pack("=I", 7))]

@@ -315,7 +315,7 @@ def test_a_write_that_hangs_is_given_up_and_its_memory_is_not_used_again() -> No
     seen: list[memoryview] = []
     copies: list[bytes] = []
 
-    async def write(data: memoryview, offset: int) -> None:
+    async def write(data: memoryview, offset: int, then: object) -> None:
         if not seen:
             seen.append(data)
             copies.append(bytes(data))

@@ -282,3 +282,29 @@ def test_windows_fit_a_slow_link() -> None:
         await fill.close()
 
     run(main())
+
+
+def test_the_write_that_completes_a_read_says_so_and_no_other_does() -> None:
+    said: list[tuple[str, bool]] = []
+
+    async def main() -> None:
+        def behave(offset: int, _length: int) -> Get:
+            return Get(piece=MIB, delay=1.0 if offset else 0.0)
+
+        cache = Cache(MIB)
+        fill = make_fill(FakeOrigin(content(MIB), behave), cache)
+        fill.seed([(128 * KIB, 192 * KIB)])  # so the read has two parts, and the second is late
+
+        async def read(name: str, off: int, length: int) -> None:
+            def then() -> None:
+                said.append((name, cache.held.covers(off, 128 * KIB)))
+
+            await fill.read(off, length, then)
+
+        await asyncio.gather(read("whole", 0, MIB), read("first", 0, 4096), read("twin", 0, 4096))
+        await read("present", 0, 64 * KIB)
+        assert fill.covers(0, MIB)
+
+    run(main())
+    assert sorted(said[:2]) == [("first", True), ("twin", True)]
+    assert said[2:] == [("whole", True)]

@@ -16,6 +16,7 @@ from pagein.cachefiles.presence import data_ranges
 from pagein.testing.webserver import WebServer
 
 COMMAND = (sys.executable, "-P", "-m", "pagein.cli.main")
+MODULES = {"pagein.keeper", "pagein.kernelhalf", "pagein.kernelhalf.linux", "pagein.daemon"}
 DEADLINE = 60.0
 """Seconds after which a command of a test is hanging."""
 REMEMBERED = 0.6
@@ -129,7 +130,7 @@ class Pagein:
             with contextlib.suppress(OSError):
                 words = (proc / "cmdline").read_bytes().decode(errors="replace").split("\0")
                 ours = any(str(self.directory) in word for word in words)
-                if ours and {"pagein.keeper", "pagein.kernelhalf", "pagein.daemon"} & set(words):
+                if ours and not MODULES.isdisjoint(words):
                     found[int(proc.name)] = " ".join(words)
         return found
 

@@ -93,7 +93,7 @@ def test_status_while_a_read_hangs(small: Image, server: WebServer, pagein: Page
         found = pagein.status()
         shown = pagein.ok("status")
     assert set(found) == {
-        *("running", "pid", "daemon_pid", "cache", "problem", "dead"),
+        *("running", "pid", "daemon_pid", "front_end", "cache", "problem", "dead"),
         *("fuse_requests", "blobs", "mounts", "oldest_read"),
     }
     assert found["running"] is True

@@ -260,3 +260,65 @@ def test_resolve_refuses_an_unreadable_file(public_tmp: Path) -> None:
         os.seteuid(user)
     assert error.errno == errno.EACCES
     assert "permission denied" in str(error)
+
+
+def test_what_is_in_memory_is_at_hand_once_the_file_is_open(blob: Path) -> None:
+    async def main() -> None:
+        origin = await opened(blob)
+        view = memoryview(bytearray(5000))
+        assert origin.instant
+        assert not origin.at_hand(123, view)  # opening may take long
+        await origin.read(0, 1)
+        blob.read_bytes()
+        if origin.at_hand(123, view):
+            assert view == DATA[123:5123]
+        else:
+            assert not origin.instant  # this file system cannot tell
+        await origin.close()
+        assert not origin.at_hand(123, view)
+
+    asyncio.run(main())
+    assert not fds_of(blob)
+
+
+def test_what_is_not_wholly_in_memory_is_not_at_hand(
+    blob: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        origin = await opened(blob)
+        await origin.read(0, 1)
+        view = memoryview(bytearray(8192))
+        monkeypatch.setattr(os, "preadv", lambda *_: 4096)
+        assert not origin.at_hand(0, view)
+
+        def again(*_: object) -> int:
+            raise BlockingIOError(errno.EAGAIN, "not now")
+
+        monkeypatch.setattr(os, "preadv", again)
+        with pytest.raises(OSError):
+            origin.at_hand(0, view)
+
+        def never(*_: object) -> int:
+            raise OSError(errno.EOPNOTSUPP, "never")
+
+        monkeypatch.setattr(os, "preadv", never)
+        with pytest.raises(OSError):
+            origin.at_hand(0, view)
+        assert not origin.instant
+        await origin.close()
+
+    asyncio.run(main())
+    assert not fds_of(blob)
+
+
+def test_a_changed_file_is_not_at_hand(blob: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        origin = await opened(blob)
+        await origin.read(0, 1)
+        os.utime(blob, ns=(0, 0))
+        monkeypatch.setattr(os, "preadv", lambda _fd, views, *_: len(views[0]))
+        with pytest.raises(OriginError):
+            origin.at_hand(0, memoryview(bytearray(4096)))
+        await origin.close()
+
+    asyncio.run(main())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.harness import Image, make_image, mkfs
-from tests.realkernel.rig import Served, served_in
+from tests.realkernel.rig import Daemon, Served, daemon_in, device_is_free
 
 from pagein.testing.webserver import WebServer, serve_in_thread
 
@@ -37,6 +37,17 @@ def image(image_dir: Path) -> Image:
 
 
 @pytest.fixture(scope="session")
+def small(image_dir: Path) -> Image:
+    """Some 100 KiB in 5 files, for tests that mount it often."""
+    directory = image_dir / "small"
+    (directory / "tree").mkdir(parents=True)
+    source = random.Random(2)
+    for size in (0, 1, 4096, 40_000, 70_001):
+        (directory / "tree" / f"{size}").write_bytes(source.randbytes(size))
+    return make_image(directory, directory / "tree")
+
+
+@pytest.fixture(scope="session")
 def packed(image: Image) -> Path:
     """The same tree, compressed."""
     return mkfs(image.tree.parent / "packed.erofs", image.tree, "-zlz4")
@@ -61,8 +72,17 @@ def server() -> Iterator[WebServer]:
 
 
 @pytest.fixture
-def served(public_tmp: Path) -> Iterator[Served]:
+def served(public_tmp: Path) -> Iterator[Daemon]:
     """A daemon on the kernel's device, with a cache of its own."""
-    with served_in(public_tmp) as mine:
+    with daemon_in(public_tmp) as mine:
         mine.start()
         yield mine
+
+
+@pytest.fixture
+def place(public_tmp: Path) -> Iterator[Served]:
+    """Directories for a pagein that `pagein mount` will start."""
+    assert device_is_free()
+    mine = Served(public_tmp)
+    yield mine
+    mine.close()

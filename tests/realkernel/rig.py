@@ -1,20 +1,21 @@
-"""A daemon of pagein on the kernel's own device, driven by its command line."""
+"""pagein on the kernel's own device, driven by its command line."""
 
 import contextlib
 import errno
+import functools
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tests.e2e.harness import DEADLINE, Pagein, wait_for
 
-from pagein.control import ControlError, ask, listen
+from pagein.control import ControlError, ask
 
 DEVICE = Path("/dev/cachefiles")
 INJECTION = Path("/proc/sys/cachefiles/error_injection")
+KEEPER, DEPUTY, USER_HALF = "pagein.keeper", "pagein.kernelhalf.linux", "pagein.daemon"
 
 
 def device_is_free() -> bool:
@@ -27,36 +28,19 @@ def device_is_free() -> bool:
     return True
 
 
+def fds_of(pid: int) -> dict[int, str]:
+    """What a process has open of the cache."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError):  # it ended meanwhile, or one was closed
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            target = os.readlink(link)
+            if "cachefiles" in target:
+                found[int(link.name)] = target
+    return found
+
+
 class Served(Pagein):
-    """`pagein daemon --device /dev/cachefiles`, and mounts that the kernel asks it for."""
-
-    daemon: subprocess.Popen[bytes] | None = None
-
-    def start(self, *options: str) -> None:
-        """Run the daemon until it answers."""
-        self.state.mkdir(exist_ok=True)
-        argv = self.argv("daemon", "--device", DEVICE, *options)
-        with (self.state / "log").open("ab") as log:
-            self.daemon = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        wait_for(self.answers, patience=DEADLINE)
-
-    def answers(self) -> bool:
-        """Whether the daemon does; it must not have ended."""
-        assert self.daemon is not None
-        assert self.daemon.poll() is None, self.log()
-        try:
-            self.ask({"op": "status"})
-        except (ControlError, OSError):
-            return False
-        return True
-
-    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """Ask the daemon."""
-        return ask(str(self.state / "daemon.sock"), question, timeout=DEADLINE)
-
-    def fetched(self) -> int:
-        """Bytes fetched for the blobs that are open."""
-        return sum(blob["fetched"] for blob in self.ask({"op": "status"})["blobs"])
+    """A pagein whose mounts go through the kernel; its keeper comes with the first of them."""
 
     def mount(
         self, *sources: str, target: Path | None = None, options: tuple[str, ...] = ()
@@ -64,90 +48,89 @@ class Served(Pagein):
         """Mount through the kernel."""
         super().mount(*sources, target=target, options=("--front-end", "kernel", *options))
 
-    def stop(self) -> None:
-        """End the daemon as a service manager does; the device must be free then."""
-        assert self.daemon is not None
-        self.daemon.terminate()
-        assert self.daemon.wait(DEADLINE) == 0, self.log()
-        self.daemon = None
+    def pid(self, module: str) -> int:
+        """The process that runs a part; waits until there is one."""
+        pids: list[int] = wait_for(lambda: self._pids(module))
+        return pids[0]
+
+    def _pids(self, module: str) -> list[int]:
+        return [pid for pid, line in self.processes().items() if f" -m {module} " in line]
+
+    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Ask the user half."""
+        return ask(str(self.state / "daemon.sock"), question, timeout=DEADLINE)
+
+    def fetched(self) -> int:
+        """Bytes fetched for the blobs that are open."""
+        return sum(blob["fetched"] for blob in self.ask({"op": "status"})["blobs"])
+
+    def kill(self, module: str = USER_HALF) -> int:
+        """End a part as nothing can prepare for, if it is there; its pid, or 0."""
+        for pid in self._pids(module):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 9)
+                wait_for(functools.partial(self._gone, pid))
+                return pid
+        return 0
+
+    def _gone(self, pid: int) -> bool:
+        return pid not in self.processes()
+
+    def end(self) -> None:
+        """Wait until nothing runs any more, and the device is free."""
+        wait_for(lambda: not self.leftovers())
         wait_for(device_is_free)
 
-    def leftovers(self) -> list[str]:
-        """As for any pagein, but a daemon without privileges cannot remove its socket's name."""
-        return [found for found in super().leftovers() if not found.endswith("/daemon.sock")]
+    def close(self) -> None:
+        """Unmount, end everything; nothing may be left."""
+        super().close()
+        wait_for(device_is_free)
+
+
+class Daemon(Served):
+    """`pagein daemon --device /dev/cachefiles`, which stays when nothing is mounted."""
+
+    keeper: subprocess.Popen[bytes] | None = None
+
+    def start(self, *options: str) -> None:
+        """Run the daemon until it answers."""
+        self.state.mkdir(exist_ok=True)
+        argv = self.argv("daemon", "--device", DEVICE, *options)
+        with (self.state / "log").open("ab") as log:
+            self.keeper = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        wait_for(self.answers, patience=DEADLINE)
+
+    def answers(self) -> bool:
+        """Whether the daemon does; it must not have ended."""
+        assert self.keeper is not None
+        assert self.keeper.poll() is None, self.log()
+        try:
+            self.ask({"op": "status"})
+        except (ControlError, OSError):
+            return False
+        return True
+
+    def stop(self) -> None:
+        """End the daemon as a service manager does; the device must be free then."""
+        assert self.keeper is not None
+        self.keeper.terminate()
+        assert self.keeper.wait(DEADLINE) == 0, self.log()
+        self.keeper = None
+        assert device_is_free()
 
     def close(self) -> None:
         """Unmount, end the daemon; nothing may be left."""
-        try:
-            super().close()
-        finally:
-            if self.daemon is not None:
-                self.daemon.kill()
-                self.daemon.wait(DEADLINE)
-                self.daemon = None
-            wait_for(device_is_free)
-
-
-class Held(Served):
-    """The same with the device and the control socket held here, so that daemons may be killed."""
-
-    def __init__(self, directory: Path, **options: Any) -> None:
-        """Open the device."""
-        super().__init__(directory, **options)
-        self.state.mkdir(exist_ok=True)
-        self._stack = contextlib.ExitStack()
-        self._control = self._stack.enter_context(listen(str(self.state / "daemon.sock")))
-        self.fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
-        self._stack.callback(os.close, self.fd)
-
-    def start(self, *options: str) -> None:
-        """Run a daemon, the first or the next, until it is ready."""
-        ready, write = os.pipe2(os.O_CLOEXEC)
-        argv = [sys.executable, "-P", "-m", "pagein.daemon", "--device", str(DEVICE)]
-        argv += ["--device-fd", str(self.fd), "--dir-fd", "-1", "--cache", str(self.cache)]
-        argv += ["--control-fd", str(self._control.fileno()), "--ready-fd", str(write)]
-        argv += ["--timeout", "30", "--user", "nobody", *options]
-        with (self.state / "log").open("ab") as log:
-            self.daemon = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[self.fd, self._control.fileno(), write],
-            )
-        os.close(write)
-        with os.fdopen(ready, "rb") as pipe:
-            assert pipe.read(1) == b"r", self.log()
-
-    def kill(self) -> None:
-        """End the daemon as nothing can prepare for; its fds are closed then."""
-        assert self.daemon is not None
-        assert self.daemon.poll() is None, self.log()
-        self.daemon.kill()
-        self.daemon.wait(DEADLINE)
-        self.daemon = None
-
-    def stop(self) -> None:
-        """End the daemon and let go of the device."""
-        assert self.daemon is not None
-        self.daemon.terminate()
-        assert self.daemon.wait(DEADLINE) == 0, self.log()
-        self.daemon = None
-        self._stack.close()
-        wait_for(device_is_free)
-
-    def close(self) -> None:
-        """Let go of everything."""
-        if self.daemon is not None:
-            self.kill()
-        self._stack.close()  # whoever still waits for an answer gets EIO
+        if self.keeper is not None:
+            self.keeper.terminate()
+            self.keeper.wait(DEADLINE)
+            self.keeper = None
         super().close()
 
 
 @contextlib.contextmanager
-def served_in(directory: Path, **options: Any) -> Iterator[Served]:
-    """A `Served` that is ended; its daemon is not started yet."""
-    mine = Served(directory, **options)
+def daemon_in(directory: Path, **options: Any) -> Iterator[Daemon]:
+    """A `Daemon` that is ended; it is not started yet."""
+    mine = Daemon(directory, **options)
     try:
         yield mine
     finally:

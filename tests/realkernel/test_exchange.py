@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.devices import OwnDaemon, daemon_on, device_of
 from tests.e2e.harness import Image, Pagein, drop_caches, pagein_in, serve, sums, wait_for
-from tests.realkernel.rig import DEVICE, Served, device_is_free, served_in
+from tests.realkernel.rig import DEVICE, Daemon, daemon_in, device_is_free
 
 from pagein.cachefiles.namei import object_name
 from pagein.mounts import syscalls
@@ -17,21 +17,21 @@ pytestmark = pytest.mark.realkernel
 
 
 @pytest.fixture
-def kernels(public_tmp: Path) -> Iterator[tuple[Pagein, Served]]:
+def kernels(public_tmp: Path) -> Iterator[tuple[Pagein, Daemon]]:
     """Our kernel half and Linux, with one cache."""
     cache = public_tmp / "cache"
     for name in ("ours", "linux"):
         (public_tmp / name).mkdir(mode=0o755)
     with (
         pagein_in(public_tmp / "ours", cache=cache) as ours,
-        served_in(public_tmp / "linux", cache=cache) as linux,
+        daemon_in(public_tmp / "linux", cache=cache) as linux,
     ):
         yield ours, linux
 
 
 @pytest.mark.parametrize("first", ["ours", "linux"])
 def test_a_full_cache_needs_no_read_on_the_other_kernel(
-    first: str, image: Image, server: WebServer, kernels: tuple[Pagein, Served]
+    first: str, image: Image, server: WebServer, kernels: tuple[Pagein, Daemon]
 ) -> None:
     ours, linux = kernels
     sources = serve(server, meta=image.meta, blob=image.blob, single=image.single)
@@ -59,7 +59,7 @@ def test_a_full_cache_needs_no_read_on_the_other_kernel(
 
 @pytest.mark.parametrize("first", ["ours", "linux"])
 def test_a_half_filled_cache_is_completed_by_the_other_kernel(
-    first: str, image: Image, server: WebServer, kernels: tuple[Pagein, Served]
+    first: str, image: Image, server: WebServer, kernels: tuple[Pagein, Daemon]
 ) -> None:
     ours, linux = kernels
     (source,) = serve(server, single=image.single)
@@ -113,14 +113,14 @@ def on_linux(linux: Pagein, image: Path) -> Iterator[tuple[OwnDaemon, Mount]]:
 
 @pytest.mark.parametrize("first", ["ours", "linux"])
 def test_keys_of_all_kinds_are_found_by_the_other_kernel_without_one_read(
-    first: str, image: Image, kernels: tuple[Pagein, Served]
+    first: str, small: Image, kernels: tuple[Pagein, Daemon]
 ) -> None:
     assert {kind: object_name(key.encode())[:1].decode() for kind, key in KEYS.items()} == {
         kind: kind for kind in KEYS
     }
     halves: list[AbstractContextManager[tuple[OwnDaemon, Mount]]]
-    halves = [on_ours(kernels[0], image.single), on_linux(kernels[1], image.single)]
-    right = sums(image.tree)
+    halves = [on_ours(kernels[0], small.single), on_linux(kernels[1], small.single)]
+    right = sums(small.tree)
     for number, half in enumerate(halves if first == "ours" else reversed(halves)):
         with half as (daemon, mount):
             for kind, key in KEYS.items():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.harness import Image, drop_caches, serve, sums
-from tests.realkernel.rig import Served, checksums, reader
+from tests.realkernel.rig import Daemon, checksums, reader
 
 from pagein.testing.webserver import WebServer
 
@@ -16,10 +16,12 @@ def sources_of(kind: str, image: Image, packed: Path) -> list[Path]:
     return {"plain": [image.single], "lz4": [packed], "devices": [image.meta, image.blob]}[kind]
 
 
-@pytest.mark.parametrize("over", ["file", "http"])
-@pytest.mark.parametrize("kind", ["plain", "lz4", "devices"])
+@pytest.mark.parametrize(
+    ("kind", "over"),
+    [("plain", "file"), ("plain", "http"), ("lz4", "http"), ("devices", "http")],
+)
 def test_an_image_is_read_right_and_fetched_once(
-    kind: str, over: str, image: Image, packed: Path, served: Served, server: WebServer
+    kind: str, over: str, image: Image, packed: Path, served: Daemon, server: WebServer
 ) -> None:
     if kind == "lz4" and os.uname().release.startswith("6.1."):
         pytest.skip("EROFS of Linux 6.1 reads no compressed file through fscache (facts 13)")
@@ -44,7 +46,7 @@ def test_an_image_is_read_right_and_fetched_once(
 
 
 def test_three_mounts_of_a_domain_share_a_blob_under_six_readers(
-    image: Image, other_meta: Path, served: Served, server: WebServer
+    image: Image, other_meta: Path, served: Daemon, server: WebServer
 ) -> None:
     names = {"meta": image.meta, "blob": image.blob, "single": image.single, "other": other_meta}
     meta, blob, single, other = serve(server, **names)

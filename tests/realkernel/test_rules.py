@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.e2e import harness
 from tests.e2e.harness import DEADLINE, Image, drop_caches, listing, serve, sums, wait_for
-from tests.realkernel.rig import DEVICE, INJECTION, Served, device_is_free
+from tests.realkernel.rig import DEVICE, INJECTION, USER_HALF, Daemon, device_is_free, fds_of
 
 from pagein.testing.answers import Fault
 from pagein.testing.webserver import WebServer
@@ -34,21 +34,10 @@ def largest(image: Image) -> Path:
     return max(image.files, key=lambda name: (image.tree / name).stat().st_size)
 
 
-def fds_of(pid: int) -> dict[int, str]:
-    """What a process has open of the cache."""
-    found = {}
-    for link in Path(f"/proc/{pid}/fd").iterdir():
-        target = os.readlink(link)
-        if "cachefiles" in target:
-            found[int(link.name)] = target
-    return found
-
-
-def test_each_fd_is_closed_at_exec_and_there_may_be_many(image: Image, served: Served) -> None:
+def test_each_fd_is_closed_at_exec_and_there_may_be_many(image: Image, served: Daemon) -> None:
     """Rule 1."""
     served.mount(str(image.meta), str(image.blob))
-    assert served.daemon is not None
-    pid = served.daemon.pid
+    pid = served.pid(USER_HALF)
     fds = fds_of(pid)
     assert sorted("anon_inode" in target for target in fds.values()) == [False, True, True]
     for fd in fds:
@@ -63,29 +52,34 @@ def test_each_fd_is_closed_at_exec_and_there_may_be_many(image: Image, served: S
     served.umount()
 
 
-def test_a_daemon_without_privileges_serves(image: Image, served: Served) -> None:
-    assert served.daemon is not None
-    status = Path(f"/proc/{served.daemon.pid}/status").read_text()
+def test_a_daemon_without_privileges_serves(image: Image, served: Daemon) -> None:
+    status = Path(f"/proc/{served.pid(USER_HALF)}/status").read_text()
     assert re.search(r"^Uid:\s+65534\s+65534", status, re.MULTILINE)
     served.mount(str(image.single))
     assert sums(served.target) == sums(image.tree)
     served.umount()
 
 
-def test_a_second_daemon_is_told_who_has_the_device(served: Served) -> None:
+def test_a_second_daemon_is_told_who_has_the_device(served: Daemon, public_tmp: Path) -> None:
     done = served.run("daemon", "--device", DEVICE)
     assert done.returncode == 1
-    assert done.stderr == f"pagein: {DEVICE}: another daemon holds this device\n"
+    text = f"pagein runs in {served.state} already; choose another --state-dir"
+    assert done.stderr == f"pagein: {text}\n"
+    (public_tmp / "other").mkdir()
+    other = Daemon(public_tmp / "other")
+    done = other.run("daemon", "--device", DEVICE)
+    assert done.returncode == 1
+    assert f"{DEVICE}: in use by process " in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
-def test_a_refused_open_fails_its_mount_and_leaves_no_fd(image: Image, served: Served) -> None:
+def test_a_refused_open_fails_its_mount_and_leaves_no_fd(image: Image, served: Daemon) -> None:
     """Rule 4."""
     options = f"fsid={'0' * 64},domain_id=pagein"
     command = ["mount", "-t", "erofs", "-o", options, "none", str(served.target)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode != 0
-    assert served.daemon is not None
-    pid = served.daemon.pid
+    pid = served.pid(USER_HALF)
     wait_for(lambda: list(fds_of(pid).values()) == [str(DEVICE)])
     served.mount(str(image.single))
     served.umount()
@@ -101,7 +95,7 @@ def full_disk() -> Iterator[list[Path]]:
 
 
 def test_lack_of_space_is_an_error_of_that_read_only(
-    image: Image, served: Served, full_disk: list[Path]
+    image: Image, served: Daemon, full_disk: list[Path]
 ) -> None:
     """Rule 6: ENOBUFS."""
     served.mount(str(image.single))
@@ -121,7 +115,7 @@ def test_lack_of_space_is_an_error_of_that_read_only(
 
 
 def test_a_reader_that_is_killed_does_not_disturb(
-    image: Image, served: Served, server: WebServer
+    image: Image, served: Daemon, server: WebServer
 ) -> None:
     """Rule 7: EINVAL of CREAD."""
     served.mount(*serve(server, single=image.single))
@@ -138,7 +132,7 @@ def test_a_reader_that_is_killed_does_not_disturb(
 
 
 def test_an_image_that_is_cut_off_fails_where_it_ends(
-    image: Image, served: Served, public_tmp: Path
+    image: Image, served: Daemon, public_tmp: Path
 ) -> None:
     """Rule 7: a READ beyond the size."""
     short = public_tmp / "short.erofs"
@@ -150,7 +144,7 @@ def test_an_image_that_is_cut_off_fails_where_it_ends(
 
 
 def test_what_the_server_refuses_is_an_error_that_is_not_kept(
-    image: Image, served: Served, server: WebServer
+    image: Image, served: Daemon, server: WebServer
 ) -> None:
     """Rule 7: CREAD after a failure."""
     served.mount(*serve(server, single=image.single))
@@ -165,7 +159,7 @@ def test_what_the_server_refuses_is_an_error_that_is_not_kept(
     served.umount()
 
 
-def test_a_dead_cache_ends_the_daemon(image: Image, served: Served) -> None:
+def test_a_dead_cache_ends_the_daemon(image: Image, served: Daemon) -> None:
     """Rule 9: nothing but EIO of a command says so."""
     served.mount(str(image.meta), str(image.blob))  # so that the volume is in use
     second = served.dir("second")
@@ -178,11 +172,11 @@ def test_a_dead_cache_ends_the_daemon(image: Image, served: Served) -> None:
     finally:
         INJECTION.write_text("0")
     assert re.search(r" E pagein$", Path("/proc/fs/fscache/caches").read_text(), re.MULTILINE)
-    assert served.daemon is not None
-    assert served.daemon.wait(DEADLINE) == 1
-    served.daemon = None
+    assert served.keeper is not None
+    assert served.keeper.wait(DEADLINE) == 1
+    served.keeper = None
     assert "the device is gone" in served.log()
-    served.umount()
+    assert not os.path.ismount(served.target)  # nobody used it, and a new cache begins without it
     wait_for(device_is_free)
     served.start()
     served.mount(str(image.meta), str(image.blob))
@@ -190,7 +184,7 @@ def test_a_dead_cache_ends_the_daemon(image: Image, served: Served) -> None:
     served.umount()
 
 
-def test_unmounting_and_stopping_at_once_loses_nothing(image: Image, served: Served) -> None:
+def test_unmounting_and_stopping_at_once_loses_nothing(image: Image, served: Daemon) -> None:
     """Rule 11: what was fetched first is in a file without a name until CLOSE, or the end."""
     served.mount(str(image.single))
     assert sums(served.target) == sums(image.tree)
@@ -203,7 +197,7 @@ def test_unmounting_and_stopping_at_once_loses_nothing(image: Image, served: Ser
     served.umount()
 
 
-def test_a_cache_where_the_kernel_keeps_none_is_refused_in_one_line(served: Served) -> None:
+def test_a_cache_where_the_kernel_keeps_none_is_refused_in_one_line(served: Daemon) -> None:
     served.stop()
     done = served.run("daemon", "--device", DEVICE, "--cache", "/tmp/no-cache")
     assert done.returncode == 1
@@ -212,7 +206,7 @@ def test_a_cache_where_the_kernel_keeps_none_is_refused_in_one_line(served: Serv
     os.rmdir("/tmp/no-cache")
 
 
-def test_mounts_that_cannot_be_say_why(image: Image, served: Served, public_tmp: Path) -> None:
+def test_mounts_that_cannot_be_say_why(image: Image, served: Daemon, public_tmp: Path) -> None:
     """Rule 12, and facts 13."""
     no_image = public_tmp / "no-image"
     no_image.write_bytes(bytes(8192))

@@ -185,4 +185,40 @@ BUGS = (
         "            if not raw:\n                break",
         "            if not raw:\n                raise OSError(errno.EIO, '')",
     ),
+    Bug(
+        "a READ that failed not completed",
+        _LOOP,
+        "pass  # the fill has logged it; for the kernel the hole says it",
+        "return",
+    ),
+    Bug(
+        "READs not rounded to pages",
+        "daemon/fill.py",
+        "start = min(off // PAGE_SIZE * PAGE_SIZE, limit)",
+        "start = min(off, limit)",
+    ),
+    Bug(
+        "a refused OPEN not answered",
+        _LOOP,
+        "await self._copen(device, message, -errno_of(exc))\n            # After",
+        "pass\n            # After",
+    ),
+    Bug(
+        "fds stay open after CLOSE",
+        _LOOP,
+        "            with contextlib.suppress(OSError):\n                await anon.close()",
+        "            with contextlib.suppress(OSError):\n                pass",
+    ),
+    Bug(
+        "no restore of a bound cache",
+        _LOOP,
+        "await device.command(commands.restore())",
+        "pass",
+    ),
+    Bug(
+        "misaligned writes passed on",
+        "daemon/filedevice.py",
+        "if offset % PAGE_SIZE or len(data) % PAGE_SIZE:",
+        "if False:",
+    ),
 )

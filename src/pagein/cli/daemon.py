@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from typing import Annotated
 
 import typer
 
-from pagein.cli.errors import one_line_errors
-from pagein.cli.settings import CacheDir, DaemonUser, StateDir, default_user, settings_of
+from pagein.cli.errors import fail, one_line_errors
+from pagein.cli.halves import check_prerequisites, keeper_command, running
+from pagein.cli.settings import (
+    CacheDir,
+    DaemonUser,
+    Settings,
+    StateDir,
+    check_user,
+    default_user,
+    settings_of,
+)
 
 
 def daemon(
@@ -29,16 +40,33 @@ def daemon(
 ) -> None:
     """Serve a device until stopped: fetch what its readers miss.
 
-    The cache directory is bound by this command, if it is not bound yet.
+    The cache directory is bound by this command, if it is not bound yet. On /dev/cachefiles the
+    device is held by a process of its own, which replaces the one that fetches when that dies, and
+    unmounts what it can when it is stopped; `pagein mount --front-end kernel` uses it.
     """
     settings = settings_of(ctx, state_dir, cache)
+    path = device or settings.path("dev/cachefiles")
     with one_line_errors():
+        user = check_user(daemon_user or default_user())
+        if os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode):
+            _keep(settings, os.path.realpath(path), timeout, user)
         from pagein.daemon.process import serve
 
         serve(
-            device or settings.path("dev/cachefiles"),
+            path,
             control=settings.path("daemon.sock"),
             cache=settings.cache,
             timeout=timeout,
-            user=daemon_user or default_user(),
+            user=user,
         )
+
+
+def _keep(settings: Settings, device: str, timeout: float, user: str) -> None:
+    """Become the keeper of the kernel's device."""
+    check_prerequisites(settings, device)
+    if running(settings):
+        fail(f"pagein runs in {settings.state_dir} already; choose another --state-dir")
+    options = ["--front-end", "kernel", "--device", device, "--linger", "inf"]
+    options += ["--timeout", str(timeout), "--daemon-user", user]
+    command = keeper_command(settings, options)
+    os.execv(command[0], command)

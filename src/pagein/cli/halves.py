@@ -22,6 +22,12 @@ START_TIMEOUT = 30.0
 KEEPER_TIMEOUT = 150.0
 """Seconds until a keeper says how it started: more than all of its own deadlines together."""
 STOP_TIMEOUT = 20.0
+FUSE_DEVICE = "/dev/fuse"
+KERNEL_DEVICE = "/dev/cachefiles"
+_MISSING = {
+    FUSE_DEVICE: "this kernel has no FUSE",
+    KERNEL_DEVICE: "this kernel has no CacheFiles; use --front-end fuse",
+}
 _RESTARTED = (errno.ECONNRESET, errno.EPIPE)
 
 
@@ -75,14 +81,18 @@ def keeper_command(settings: Settings, options: list[str]) -> list[str]:
 
 
 @contextlib.contextmanager
-def kept_running(settings: Settings, *, timeout: float, daemon_user: str) -> Iterator[Ask]:
+def kept_running(
+    settings: Settings, timeout: float, daemon_user: str, front_end: str = "fuse"
+) -> Iterator[Ask]:
     """Start the keeper and both halves unless they run, and keep them until the end of the block.
 
     Yields how to ask the kernel half. If the block fails, and nothing is mounted, they end with
     it. Raises ControlError with one line for the user.
     """
-    check_prerequisites(settings)
-    connection = _connect(settings, ["--timeout", str(timeout), "--daemon-user", daemon_user])
+    check_prerequisites(settings, KERNEL_DEVICE if front_end == "kernel" else FUSE_DEVICE)
+    options = ["--timeout", str(timeout), "--daemon-user", daemon_user]
+    options += ["--front-end", front_end, "--device", KERNEL_DEVICE]
+    connection = _connect(settings, options)
 
     def ask_it(question: dict[str, Any], timeout: float) -> Answer:
         try:
@@ -139,13 +149,13 @@ def _leave(settings: Settings, connection: Connection) -> None:
             wait_stopped(settings)
 
 
-def check_prerequisites(settings: Settings) -> None:
+def check_prerequisites(settings: Settings, device: str = FUSE_DEVICE) -> None:
     """Raise ControlError when this machine or user cannot mount at all, or the cache cannot be."""
     if os.geteuid() != 0:
         text = "mounting needs root; without it use the library (pagein.open)"
         raise ControlError(errno.EPERM, text)
-    if not os.path.exists("/dev/fuse"):
-        raise ControlError(errno.ENODEV, "/dev/fuse does not exist: this kernel has no FUSE")
+    if not os.path.exists(device):
+        raise ControlError(errno.ENODEV, f"{device} does not exist: {_MISSING[device]}")
     try:
         _check_cache(settings)
     except OSError as problem:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import errno
 import os
-import pwd
 import signal
 from typing import Annotated
 
@@ -20,12 +19,13 @@ from pagein.cli.settings import (
     PlatformOption,
     Settings,
     StateDir,
+    check_user,
     default_user,
     settings_of,
 )
 from pagein.cli.sources import blob_of, is_image
 from pagein.cli.stacks import Writable
-from pagein.control import ControlError
+from pagein.control import Answer, ControlError
 
 
 class FrontEnd(enum.StrEnum):
@@ -68,8 +68,7 @@ def mount(
         FrontEnd,
         typer.Option(
             "--front-end",
-            help="`fuse`: pagein is the kernel half. `kernel`: Linux is, with /dev/cachefiles;"
-            " `pagein daemon --device /dev/cachefiles` has to run.",
+            help="`fuse`: pagein is the kernel half. `kernel`: Linux is, with /dev/cachefiles.",
         ),
     ] = FrontEnd.FUSE,
     loop: Annotated[
@@ -84,15 +83,13 @@ def mount(
         target = _check_target(directory)
         image = is_image(source)
         _check_options(image, front_end, device, rw, platform)
-        if front_end is FrontEnd.KERNEL:
-            from pagein.cli.frontend import mount_through_kernel
-
-            sources = [source, *(device or ())]
-            mount_through_kernel(settings, sources, target, timeout=timeout)
-            return
-        user = _check_user(daemon_user or default_user())
-        with kept_running(settings, timeout=timeout, daemon_user=user) as ask:
-            _check_cache(settings, ask({"op": "status"}, 10.0)["cache"])
+        if loop and front_end is FrontEnd.KERNEL:
+            raise ControlError(errno.EINVAL, "--loop is for the front end `fuse`")
+        user = check_user(daemon_user or default_user())
+        with kept_running(settings, timeout, user, front_end) as ask:
+            found = ask({"op": "status"}, 10.0)
+            _check_front_end(settings, found, front_end)
+            _check_cache(settings, found["cache"])
             if image:
                 from pagein.cli.imagemount import Wanted, mount_image
 
@@ -145,11 +142,17 @@ def _check_target(directory: str) -> str:
     return os.path.realpath(directory)
 
 
-def _check_user(name: str) -> str:
-    try:
-        return pwd.getpwnam(name).pw_name
-    except KeyError:
-        raise ControlError(errno.EINVAL, f"--daemon-user: no user is called {name}") from None
+def _check_front_end(settings: Settings, found: Answer, wanted: FrontEnd) -> None:
+    """Refuse what the keeper that runs in this runtime directory is not for."""
+    if found["front_end"] != wanted:
+        text = f"pagein runs in {settings.state_dir} with the front end `{found['front_end']}`"
+        text += "; use that one, or another --state-dir and --cache"
+        raise ControlError(errno.EBUSY, f"--front-end {wanted}: {text}")
+    namespace = found.get("mount_namespace")
+    if namespace is not None and namespace != os.readlink("/proc/self/ns/mnt"):
+        pid = found["pid"]
+        text = f"pagein (process {pid}) runs in another mount namespace, and would mount there"
+        raise ControlError(errno.EXDEV, f"{text}; use `nsenter -m -t {pid} pagein mount`")
 
 
 def _check_cache(settings: Settings, bound: str | None) -> None:

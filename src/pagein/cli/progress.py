@@ -44,7 +44,7 @@ def _line(target: str, mount: dict[str, Any], blobs: list[dict[str, Any]]) -> st
     keys = {tuple(key) for key in mount["blobs"]}
     mine = [b for b in blobs if (b["volume"], b["cookie"]) in keys]
     size = sum(b["size"] for b in mine)
-    resident = sum(b["resident"] for b in mine)
+    resident = sum(b["resident"] or 0 for b in mine)
     fetched = sum(b["fetched"] for b in mine)
     return (
         f"{target}: {human(resident)} of {human(size)} here, {human(fetched)} fetched."

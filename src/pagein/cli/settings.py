@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pwd
 from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
+
+from pagein.control import ControlError
 
 DEFAULT_STATE_DIR = "/run/pagein"
 DEFAULT_CACHE = "/var/cache/pagein"
@@ -40,6 +43,14 @@ def default_user() -> str:
         return pwd.getpwnam("pagein").pw_name
     except KeyError:
         return "nobody"
+
+
+def check_user(name: str) -> str:
+    """`name`, if there is such a user. Raises ControlError."""
+    try:
+        return pwd.getpwnam(name).pw_name
+    except KeyError:
+        raise ControlError(errno.EINVAL, f"--daemon-user: no user is called {name}") from None
 
 
 StateDir = Annotated[

@@ -43,7 +43,7 @@ def blob_of(settings: Settings, source: str, *, timeout: float) -> dict[str, Any
     except NotListening:
         text = "no `pagein daemon` runs here; for a daemon of your own use key:VOLUME/COOKIE"
         raise ControlError(errno.ENOENT, f"{source}: {text}") from None
-    return _blob(VOLUME, answer["cookie"].encode(), answer["source"])
+    return _blob(VOLUME, answer["cookie"].encode(), answer["source"]) | {"size": answer["size"]}
 
 
 def _blob(volume: bytes, cookie: bytes, label: str) -> dict[str, Any]:

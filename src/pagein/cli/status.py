@@ -59,4 +59,14 @@ def collect(settings: Settings) -> dict[str, Any]:
         blob["fetched"] = more.get("fetched", 0)
         blob["errors"] = more.get("errors", 0)
         blob["last_error"] = more.get("last_error")
+        if found["front_end"] == "kernel":  # which tells nothing of its objects
+            _as_the_daemon_knows(blob, more)
     return {"running": True, "daemon_pid": fetching.get("pid"), **found}
+
+
+def _as_the_daemon_knows(blob: dict[str, Any], more: dict[str, Any]) -> None:
+    """Complete a blob; one that has not been read since the daemon was replaced is not open yet."""
+    blob["size"] = more.get("size", blob["size"])
+    blob["resident"] = more.get("present")
+    blob["requests"] = more.get("requests", 0)
+    blob["state"] = "OPEN" if more else "CLOSE"

@@ -37,12 +37,15 @@ def print_status(found: dict[str, Any]) -> None:
 def _blobs(blobs: list[dict[str, Any]]) -> Table:
     table = Table("blob", "size", "resident", "fetched", "requests", "state", box=None)
     for blob in blobs:
-        share = 100 * blob["resident"] / blob["size"] if blob["size"] else 100
+        resident = "unknown"  # to a daemon that was replaced, until it is read
+        if blob["resident"] is not None:
+            share = 100 * blob["resident"] / blob["size"] if blob["size"] else 100
+            resident = f"{human(blob['resident'])} ({share:.0f} %)"
         name = blob["source"] or f"{blob['volume']}/{blob['cookie']}"
         table.add_row(
             name,
             human(blob["size"]),
-            f"{human(blob['resident'])} ({share:.0f} %)",
+            resident,
             human(blob["fetched"]),
             str(blob["requests"]),
             blob["state"],

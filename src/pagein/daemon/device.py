@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Protocol
 
-from pagein.protocol.messages import Message, Open
+from pagein.protocol.messages import Message, Open, Read
+
+DEVICE_LOST = 3
+"""Exit status of the user half: the device is gone, and no successor could do better."""
 
 
 class DeviceDead(OSError):
@@ -23,8 +28,13 @@ class AnonFd(ABC):
     """One open file description's fd of an object's cache file (seed: The OPEN Request)."""
 
     @abstractmethod
-    async def pwrite(self, data: memoryview | bytes, offset: int) -> None:
+    async def pwrite(
+        self, data: memoryview | bytes, offset: int, then: Callable[[], None] | None = None
+    ) -> None:
         """Write all of `data`; its length and `offset` are multiples of 4096 bytes.
+
+        `then` is called as soon as all is written, in the thread that did so; where no thread does,
+        it may be left out.
 
         A caller that is cancelled, or gets an error, must leave the memory of `data` as it is: a
         write that was given up may still be reading it.
@@ -41,6 +51,18 @@ class AnonFd(ABC):
         Raises:
             OSError: EINVAL if there is no such request any more: its reader may have been killed.
         """
+
+    def complete(self, msg_id: int) -> None:
+        """As `cread`, but in the calling thread, which may have to wait."""
+        raise NotImplementedError
+
+    def serve(self, data: memoryview, offset: int, msg_id: int) -> None:
+        """Write as `pwrite`, then complete a READ, all in the calling thread: see `Shortcut`.
+
+        Raises:
+            OSError: nothing was completed. What `cread` says of a READ that is gone is not told.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     async def lseek(self, offset: int, whence: int) -> int:
@@ -59,8 +81,25 @@ class AnonFd(ABC):
         """Close this fd, once calls that use it have ended. Twice is fine."""
 
 
+class Shortcut(Protocol):
+    """Serves a READ in the thread that heard of it, where that takes hardly any time."""
+
+    @property
+    def due(self) -> bool:
+        """Whether the loop should hear of what was served; else it may wait until it is quiet."""
+
+    def serve(self, message: Read) -> bool:
+        """Complete `message` now, in the calling thread; False leaves it to the loop."""
+
+    def report(self) -> None:
+        """On the loop: account for what `serve` did. Comes before any later message."""
+
+
 class Device(ABC):
     """Where requests come from and commands go."""
+
+    shortcut: Shortcut | None = None
+    """To be set before the first `read`; only of use to a device that has a thread of its own."""
 
     @abstractmethod
     async def read(self) -> Message:

@@ -23,8 +23,16 @@ from pagein.protocol.messages import PAGE_SIZE
 
 log = logging.getLogger("pagein.daemon")
 
-Write = Callable[[memoryview, int], Awaitable[None]]
-"""Write bytes at an offset; both are multiples of 4096, and the memory is page-aligned."""
+Then = Callable[[], None]
+"""Tells a reader that all it waits for is in the cache; called in the thread that wrote it."""
+
+
+class Write(Protocol):
+    """Puts whole pages of page-aligned memory into the cache."""
+
+    def __call__(self, data: memoryview, offset: int, then: Then | None, /) -> Awaitable[None]:
+        """Write `data`; then call `then`, or leave that to whoever waits for the read."""
+
 
 Claim = Callable[[int, int], AbstractAsyncContextManager[list[tuple[int, int]]]]
 """Holds a range against other processes; yields the parts of it that are still missing."""
@@ -54,6 +62,9 @@ class Host(Protocol):
     stall: float
     requests: int
     speed: float | None  # bytes per second of the origin, as far as known
+
+    def ends(self, start: int, end: int) -> list[Then]:
+        """What to call when [start, end) is in the cache: it completes their reads."""
 
     def landed(self, start: int, end: int) -> None:
         """[start, end) is in the cache now."""
@@ -237,15 +248,22 @@ class Fetch:
             return
         self._sent = upto
         buffer.users += 1
-        task = asyncio.create_task(self._write(buffer, low, upto, self._base + low))
+        ends = self._host.ends(self._base + low, self._base + upto)
+        task = asyncio.create_task(self._write(buffer, low, upto, self._base + low, ends))
         self._writes.add(task)
         task.add_done_callback(lambda _: self._written(task, buffer))
 
-    async def _write(self, buffer: Buffer, low: int, high: int, offset: int) -> None:
+    async def _write(
+        self, buffer: Buffer, low: int, high: int, offset: int, ends: list[Then]
+    ) -> None:
+        def then() -> None:
+            for each in ends:
+                each()
+
         # Broken until proven whole: an error or a cancellation may leave a thread that reads it.
         try:
             async with asyncio.timeout(self._host.timeout):
-                await self._host.write(buffer.view[low:high], offset)
+                await self._host.write(buffer.view[low:high], offset, then if ends else None)
         except BaseException:
             buffer.broken = True
             raise
@@ -301,11 +319,12 @@ class Fetch:
 class Waiting:
     """A read that is not complete: [start, end) in bytes, and the future that ends its wait."""
 
-    __slots__ = ("end", "future", "napping", "start")
+    __slots__ = ("end", "future", "napping", "start", "then")
 
-    def __init__(self, start: int, end: int) -> None:
+    def __init__(self, start: int, end: int, then: Then | None = None) -> None:
         self.start = start
         self.end = end
+        self.then = then
         self.napping = False
         self.future: asyncio.Future[Failure | None] = asyncio.get_running_loop().create_future()
 

@@ -75,6 +75,7 @@ class FileDevice(Device):
 
     async def read(self) -> Message:
         """The next request; a thread of its own waits for them from the first call on."""
+        self._poller.shortcut = self.shortcut
         return await self._poller.next()
 
     async def command(self, data: bytes) -> None:
@@ -141,21 +142,42 @@ class FileAnonFd(AnonFd):
         self._users = 1  # the owner, and each call that runs
         self._open = True
 
-    async def pwrite(self, data: memoryview | bytes, offset: int) -> None:
+    async def pwrite(
+        self, data: memoryview | bytes, offset: int, then: Callable[[], None] | None = None
+    ) -> None:
         """Write all of `data`, in a thread; `data` must stay as it is even after a cancellation."""
-        if offset % PAGE_SIZE or len(data) % PAGE_SIZE:
-            # Linux 6.1 writes elsewhere and reports success (facts cachefiles-kernel 8.1).
-            raise OSError(errno.EINVAL, f"{len(data)} bytes at {offset} are not whole pages")
+        _check_pages(data, offset)
         whole = _aligned(data) if self._real else memoryview(data)
-        await self._use(lambda fd: _pwrite_all(fd, whole, offset), write=True)
+
+        def write(fd: int) -> None:
+            _pwrite_all(fd, whole, offset)
+            if then is not None:
+                then()
+
+        await self._use(write, write=True)
 
     async def cread(self, msg_id: int) -> None:
         """Complete a READ, by value or by pointer."""
-        if self._real:
-            await self._use(lambda fd: _ioctl_by_value(fd, IOC_READ_COMPLETE, msg_id))
-        else:
-            packed = struct.pack("=I", msg_id)
-            await self._use(lambda fd: fcntl.ioctl(fd, IOC_READ_COMPLETE, packed))
+        await self._use(lambda fd: self._complete(fd, msg_id))
+
+    def complete(self, msg_id: int) -> None:
+        """Complete a READ in the calling thread."""
+        self._enter()
+        try:
+            self._complete(self._fd, msg_id)
+        finally:
+            self._release()
+
+    def serve(self, data: memoryview, offset: int, msg_id: int) -> None:
+        """Write and complete; `data` is page-aligned memory."""
+        _check_pages(data, offset)
+        self._enter()
+        try:
+            _pwrite_all(self._fd, data, offset)
+            with contextlib.suppress(OSError):  # EINVAL: the reader was killed (8.3)
+                self._complete(self._fd, msg_id)
+        finally:
+            self._release()
 
     async def lseek(self, offset: int, whence: int) -> int:
         """As lseek(2); of the real device it moves the cache file's position, not this fd's."""
@@ -173,26 +195,38 @@ class FileAnonFd(AnonFd):
 
     async def close(self) -> None:
         """Close the fd; while a call uses it, its end does that."""
-        if not self._open:
-            return
-        self._open = False
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
         if self._device.closed:
             threading.Thread(target=self._release, name="pagein-close", daemon=True).start()
         else:
             await self._device.anon_call(self._release)
 
     async def _use(self, call: Callable[[int], T], *, write: bool = False) -> T:
-        if not self._open or self._device.closed:
-            raise OSError(errno.EBADF, "the anonymous fd is closed")
-        with self._lock:
-            self._users += 1
+        if self._device.closed:
+            raise OSError(errno.EBADF, "the device is closed")
+        self._enter()
         return await self._device.anon_call(lambda: self._calling(call), write=write)
+
+    def _enter(self) -> None:
+        with self._lock:
+            if not self._open:
+                raise OSError(errno.EBADF, "the anonymous fd is closed")
+            self._users += 1
 
     def _calling(self, call: Callable[[int], T]) -> T:
         try:
             return call(self._fd)
         finally:
             self._release()
+
+    def _complete(self, fd: int, msg_id: int) -> None:
+        if self._real:
+            _ioctl_by_value(fd, IOC_READ_COMPLETE, msg_id)
+        else:
+            fcntl.ioctl(fd, IOC_READ_COMPLETE, struct.pack("=I", msg_id))
 
     def _release(self) -> None:
         with self._lock:
@@ -225,6 +259,12 @@ def _close_both(fds: tuple[int, int | None]) -> None:
     for fd in fds:
         if fd is not None:
             os.close(fd)
+
+
+def _check_pages(data: memoryview | bytes, offset: int) -> None:
+    if offset % PAGE_SIZE or len(data) % PAGE_SIZE:
+        # Linux 6.1 writes elsewhere and reports success (facts cachefiles-kernel 8.1).
+        raise OSError(errno.EINVAL, f"{len(data)} bytes at {offset} are not whole pages")
 
 
 def _pwrite_all(fd: int, data: memoryview, offset: int) -> None:

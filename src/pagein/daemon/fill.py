@@ -16,12 +16,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import threading
 from collections.abc import Iterable
 from typing import Final
 
 from pagein.daemon.buffers import Budget, GaveWay
 from pagein.daemon.failures import RecentFailures
-from pagein.daemon.fetch import Claim, Failure, Fetch, Waiting, Write
+from pagein.daemon.fetch import Claim, Failure, Fetch, Then, Waiting, Write
 from pagein.daemon.readahead import WINDOW_MAX, Policy
 from pagein.origins.base import Origin
 from pagein.protocol.messages import PAGE_SIZE
@@ -91,6 +92,9 @@ class Fill:
         self.errors = 0
         self.last_error: str | None = None
         self.name = name
+        # The loop changes `present` and `_inflight`, and `take` looks at them from a thread: both
+        # hold this lock, for no longer than that takes.
+        self._lock = threading.Lock()
         self._policy = Policy(size)
         self._inflight = RangeSet()
         self._fetches: dict[Fetch, asyncio.Task[None]] = {}
@@ -102,22 +106,24 @@ class Fill:
 
     # ---- for those who read
 
-    async def read(self, off: int, length: int) -> None:
+    async def read(self, off: int, length: int, then: Then | None = None) -> None:
         """Return when [off, off + length), as far as it is within the blob, is in the cache.
+
+        `then` is called before, and not on the loop, if the last write of the range can do that.
 
         Raises:
             OSError: it could not be had before the deadline, or just failed for somebody else
                 (the kernel asks again page by page: facts cachefiles-kernel 9.4). What arrived
                 before is in the cache all the same.
         """
-        start, end = self._pages(off, length)
+        start, end = self.pages(off, length)
         if self.present.covers(start, end):
             return
         self._check_open()
         now = asyncio.get_running_loop().time()
         if (recent := self._failures.find(self.present.gaps(start, end), now)) is not None:
             raise _again(recent)
-        read = Waiting(start, end)
+        read = Waiting(start, end, then)
         self._add(read)
         try:
             self._start_plan(start, end - start, now)
@@ -127,18 +133,18 @@ class Fill:
 
     def covers(self, off: int, length: int) -> bool:
         """Whether a read of the range would return at once."""
-        return self.present.covers(*self._pages(off, length))
+        return self.present.covers(*self.pages(off, length))
 
     def prefetch(self, off: int, length: int) -> None:
         """Fetch a range in the background, after everything that somebody waits for."""
         self._check_open()
-        self._launch(*self._pages(off, length))
+        self._launch(*self.pages(off, length))
 
     # ---- for the owner
 
     def seed(self, present: Iterable[tuple[int, int]]) -> None:
         """Add byte ranges that were found in the cache; only whole pages of them count."""
-        limit = self._pages(0, self.size)[1]
+        limit = self.pages(0, self.size)[1]
         for low, high in present:
             start, end = -(-low // PAGE_SIZE) * PAGE_SIZE, min(high, limit)
             end = end // PAGE_SIZE * PAGE_SIZE
@@ -147,7 +153,8 @@ class Fill:
 
     def forget(self, off: int, length: int) -> None:
         """A range is not in the cache any more: fetch it again when it is read."""
-        self.present.discard(*self._pages(off, length))
+        with self._lock:
+            self.present.discard(*self.pages(off, length))
 
     async def close(self) -> None:
         """Fail the reads, cancel the fetches and wait until their writes have ended."""
@@ -161,6 +168,34 @@ class Fill:
         for fetch in self._fetches:  # cancelled before their first step
             self.budget.end(fetch)
         self._fetches.clear()
+
+    # ---- for a thread that has the bytes at hand
+
+    def take(self, start: int, end: int) -> bool:
+        """In any thread: claim a range of whole pages of which nothing is here or on its way.
+
+        False: only `read` knows what is to be done. What was taken is in flight until the loop
+        calls `settle`, which must happen.
+        """
+        with self._lock:
+            if self._closed or self.present.overlaps(start, end):
+                return False
+            if self._inflight.overlaps(start, end):
+                return False
+            self._inflight.add(start, end)
+        return True
+
+    def settle(self, start: int, end: int, *, landed: bool) -> None:
+        """What was taken is in the cache now, or is a gap again."""
+        with self._lock:
+            self._inflight.discard(start, end)
+        if landed:
+            self.requests += 1
+            self.landed(start, end)
+            return
+        for read in self._reads:
+            if read.start < end and start < read.end:
+                read.wake(None)
 
     # ---- waiting
 
@@ -247,21 +282,27 @@ class Fill:
         window = WINDOW_MAX
         if self.speed is not None:
             window = max(_WINDOW_LEAST, int(min(self.speed * _WINDOW_SECONDS, WINDOW_MAX)))
-        plan = self._policy.plan(off, length, self.present, self._inflight, limit=window)
+        with self._lock:
+            plan = self._policy.plan(off, length, self.present, self._inflight, limit=window)
         self._launch(*plan.demand)
         if plan.ahead is not None and now >= self._calm_until:
             self._launch(*plan.ahead)
 
     def _launch(self, start: int, end: int) -> None:
         """Start a fetch for each part of [start, end) that is neither present nor in flight."""
-        for low, high in self.present.gaps(start, end):
-            for gap in self._inflight.gaps(low, high):
-                fetch = Fetch(self, *gap)
+        for fetch in [Fetch(self, *gap) for gap in self._claim(start, end)]:
+            self._fetches[fetch] = asyncio.create_task(self._run(fetch))
+            for read in self._reads:
+                if fetch.start < read.end and read.start < fetch.end:
+                    self._join(fetch, read)
+
+    def _claim(self, start: int, end: int) -> list[tuple[int, int]]:
+        with self._lock:
+            missing = self.present.gaps(start, end)
+            gaps = [gap for each in missing for gap in self._inflight.gaps(*each)]
+            for gap in gaps:
                 self._inflight.add(*gap)
-                self._fetches[fetch] = asyncio.create_task(self._run(fetch))
-                for read in self._reads:
-                    if fetch.start < read.end and read.start < fetch.end:
-                        self._join(fetch, read)
+        return gaps
 
     async def _run(self, fetch: Fetch) -> None:
         error: Exception | None = None
@@ -277,7 +318,8 @@ class Fill:
     def _ended(self, fetch: Fetch, error: Exception | None) -> None:
         """What the fetch did not bring is a gap again, and its readers decide what to do."""
         del self._fetches[fetch]
-        self._inflight.discard(fetch.start, fetch.end)
+        with self._lock:
+            self._inflight.discard(fetch.start, fetch.end)
         gap = self.present.first_gap(fetch.start, fetch.end)
         if error is not None:
             self._calm_until = asyncio.get_running_loop().time() + CALM
@@ -287,6 +329,16 @@ class Fill:
         for read in fetch.waiting:
             if not read.napping:
                 read.wake(failure)
+
+    def ends(self, start: int, end: int) -> list[Then]:
+        """Called by a fetch: the reads that miss nothing but [start, end), or some of that."""
+        found = []
+        for read in self._reads:
+            if read.then is not None and read.start < end and start < read.end:
+                missing = self.present.gaps(read.start, read.end)
+                if all(start <= low and high <= end for low, high in missing):
+                    found.append(read.then)
+        return found
 
     def landed(self, start: int, end: int) -> None:
         """Called by a fetch: [start, end) is in the cache now."""
@@ -299,7 +351,8 @@ class Fill:
         self.speed = speed if self.speed is None else (3 * self.speed + speed) / 4
 
     def _arrived(self, start: int, end: int) -> None:
-        self.present.add(start, end)
+        with self._lock:
+            self.present.add(start, end)
         for read in self._reads:
             overlaps = read.start < end and start < read.end
             if overlaps and self.present.covers(read.start, read.end):
@@ -307,7 +360,7 @@ class Fill:
 
     # ---- odds and ends
 
-    def _pages(self, off: int, length: int) -> tuple[int, int]:
+    def pages(self, off: int, length: int) -> tuple[int, int]:
         """The whole pages that [off, off + length) touches, as far as the blob has them."""
         if off < 0 or length < 0:
             raise ValueError(f"not a range: {length} bytes at {off}")

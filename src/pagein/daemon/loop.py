@@ -20,9 +20,10 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final
 
 from pagein.daemon import presence
+from pagein.daemon.athand import AtHand
 from pagein.daemon.buffers import Budget
 from pagein.daemon.device import AnonFd, Device
-from pagein.daemon.fetch import Claim
+from pagein.daemon.fetch import Claim, Then
 from pagein.daemon.filedevice import FileDevice
 from pagein.daemon.fill import Fill
 from pagein.daemon.objects import Blob, Key, ObjectTable, name_of, readable
@@ -76,6 +77,7 @@ class Daemon:
         self._timeout = timeout
         self._opener = Opener(origin, timeout)
         self._objects = ObjectTable()
+        self._at_hand = AtHand(self._objects)
         self._budget = Budget()
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -109,6 +111,7 @@ class Daemon:
 
     def stats(self) -> list[dict[str, Any]]:
         """What became of each open blob: sizes in bytes, counts, text of the last error."""
+        self._at_hand.report()
         return [
             {
                 "volume": readable(blob.key[0]),
@@ -188,6 +191,7 @@ class Daemon:
     # ---- requests
 
     async def _read_requests(self, device: Device) -> None:
+        device.shortcut = self._at_hand
         while True:
             message = await device.read()
             self._spawn(self._handle(device, message))
@@ -249,8 +253,8 @@ class Daemon:
         return blob
 
     def _new_blob(self, key: Key, origin: Origin, size: int) -> Blob:
-        async def write(data: memoryview, offset: int) -> None:
-            await self._objects.writer(blob).pwrite(data, offset)
+        async def write(data: memoryview, offset: int, then: Then | None) -> None:
+            await self._objects.writer(blob).pwrite(data, offset, then)
 
         name = name_of(key)
         fill = Fill(
@@ -280,13 +284,24 @@ class Daemon:
         if blob is None:
             log.warning("READ of unknown object %d", message.object_id)
             return
+        completed = False
+
+        def complete() -> None:
+            """In the thread that wrote the last byte: its reader need not wait for the loop."""
+            nonlocal completed
+            with contextlib.suppress(OSError):
+                self._objects.fd(message.object_id).complete(message.msg_id)
+                completed = True
+
         try:
             await self._learn(blob, message)
-            await blob.fill.read(message.off, message.len)
+            await blob.fill.read(message.off, message.len, complete)
         except OSError:
             pass  # the fill has logged it; for the kernel the hole says it
         except Exception:
             log.exception("%s: READ of %d bytes at %d", blob.name, message.len, message.off)
+        if completed:
+            return
         try:
             await self._objects.fd(message.object_id).cread(message.msg_id)
         except OSError as exc:

@@ -31,11 +31,18 @@ class Blob:
     fill: Fill
     objects: list[int] = field(default_factory=list)
     seeding: asyncio.Task[None] | None = None
+    edge: int = -1  # end of the last READ that came alone; of the thread that hears of them
 
     @property
     def name(self) -> str:
         """Both keys as text, for the log."""
         return name_of(self.key)
+
+    @property
+    def simple(self) -> bool:
+        """Whether the origin may have bytes at hand, and what is missing is known and only ours."""
+        seeded = self.seeding is not None and self.seeding.done()
+        return seeded and self.origin.instant and self.fill.claim is None
 
 
 class ObjectTable:

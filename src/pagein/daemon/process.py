@@ -25,10 +25,10 @@ import pagein.images.registry
 import pagein.origins.file
 import pagein.origins.http
 from pagein.control import Answer, ControlServer, listen, message_of
-from pagein.daemon.device import Device
+from pagein.daemon.device import DEVICE_LOST, Device, DeviceDead
 from pagein.daemon.filedevice import FileDevice
 from pagein.daemon.images import Images
-from pagein.daemon.loop import Daemon, bind, raise_fd_limit
+from pagein.daemon.loop import Daemon, raise_fd_limit
 from pagein.daemon.privileges import give_up_privileges
 from pagein.daemon.records import Records
 from pagein.daemon.secrets import Secrets
@@ -44,12 +44,6 @@ log = logging.getLogger("pagein.daemon")
 RECORDS = "origins"
 IMAGES = "images"
 SECRETS = "secrets"
-_BIND_TEXTS = {
-    errno.EINVAL: "this kernel has no on-demand mode (CONFIG_CACHEFILES_ONDEMAND)",
-    errno.EOPNOTSUPP: "the kernel keeps no cache on this file system; use ext4, xfs or btrfs",
-    errno.EBUSY: "the cache is in use",
-    errno.ENOBUFS: "too little space is left for a cache",
-}
 
 
 class Process:
@@ -154,8 +148,6 @@ def serve(path: str, *, control: str, cache: str, timeout: float, user: str) -> 
                 text = "no such device: does `pagein device` run?"
                 raise OSError(errno.ENOENT, text, path) from None
             raise
-        if device.real:
-            await _bind_as_root(device, cache)
         os.makedirs(os.path.dirname(control), 0o700, exist_ok=True)
         with listen(control) as sock:
             secrets = _become(user, cache, os.path.dirname(control), with_parent=False)
@@ -164,16 +156,6 @@ def serve(path: str, *, control: str, cache: str, timeout: float, user: str) -> 
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s daemon %(message)s")
     asyncio.run(run())
-
-
-async def _bind_as_root(device: FileDevice, cache: str) -> None:
-    """Bind the kernel's device to `cache` while we still may; others must get to the records."""
-    os.makedirs(cache, 0o711, exist_ok=True)
-    try:
-        await bind(device, cache)
-    except OSError as problem:
-        text = _BIND_TEXTS.get(problem.errno or 0)
-        raise OSError(problem.errno, text or problem.strerror, cache) from None
 
 
 def _become(user: str, cache: str, state_dir: str, *, with_parent: bool) -> int:
@@ -208,14 +190,15 @@ def main() -> int:
     async def run() -> None:
         dir_fd = None if options.dir_fd < 0 else options.dir_fd  # none: it is the real device
         device = FileDevice.from_fd(options.device_fd, dir_fd, timeout=options.timeout)
-        if device.real:
-            await _bind_as_root(device, options.cache)
         secrets = _become(options.user, options.cache, options.state_dir, with_parent=True)
         process = Process(device, cache=options.cache, timeout=options.timeout, secrets_fd=secrets)
         await _run(process, socket.socket(fileno=options.control_fd), options.ready_fd)
 
     try:
         asyncio.run(run())
+    except DeviceDead as problem:
+        log.error("%s", message_of(problem))
+        return DEVICE_LOST
     except OSError as problem:
         log.error("%s", message_of(problem))
         return 1

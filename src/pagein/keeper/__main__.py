@@ -6,11 +6,12 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import sys
+from collections.abc import Callable
 
 from pagein.control import message_of
 from pagein.keeper.half import GivenUp
-from pagein.keeper.held import Held
-from pagein.keeper.keeper import Keeper, say
+from pagein.keeper.keeper import AnyKeeper, Keeper, say
 
 log = logging.getLogger("pagein.keeper")
 
@@ -20,6 +21,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="pagein.keeper")
     parser.add_argument("--state-dir", required=True)
     parser.add_argument("--cache", required=True)
+    parser.add_argument("--front-end", choices=("fuse", "kernel"), default="fuse")
+    parser.add_argument("--device", help="the kernel's, for the front end `kernel`")
     parser.add_argument("--timeout", type=float, default=30.0)
     parser.add_argument("--linger", type=float, default=3.0)
     parser.add_argument("--daemon-user", default="nobody")
@@ -29,16 +32,28 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(kind: type[Keeper] = Keeper) -> int:
+def keeper_of(options: argparse.Namespace) -> AnyKeeper:
+    """The keeper of the front end that was asked for. Raises OSError."""
+    if options.front_end == "kernel":
+        from pagein.keeper.kernelkeeper import KernelKeeper
+
+        return KernelKeeper(options)
+    return Keeper(options)
+
+
+def main(kind: Callable[[argparse.Namespace], AnyKeeper] = keeper_of) -> int:
     """Run the keeper; its exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s keeper %(message)s")
     options = arguments()
     try:
-        held = Held(options.state_dir, daemon_control=not options.no_daemon)
-        with contextlib.closing(held):
-            asyncio.run(kind(options, held).run())
+        keeper = kind(options)
+        with contextlib.closing(keeper.held):
+            asyncio.run(keeper.run())
     except (OSError, GivenUp) as problem:
-        log.error("%s", message_of(problem))
+        if options.ready_fd < 0:  # somebody looks at our standard error
+            print(f"pagein: {message_of(problem)}", file=sys.stderr)
+        else:
+            log.error("%s", message_of(problem))
         say(options, message_of(problem))
         return 1
     return 0

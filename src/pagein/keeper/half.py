@@ -36,13 +36,22 @@ class Half:
     """One child process: its command, and the last process that ran it."""
 
     def __init__(
-        self, name: str, command: list[str], fds: list[int], *, replaceable: bool = True
+        self,
+        name: str,
+        command: list[str],
+        fds: list[int],
+        *,
+        replaceable: bool = True,
+        hopeless: int | None = None,
     ) -> None:
+        """`hopeless`: the exit status that says that the device is beyond repair."""
         self.name = name
         self.replaceable = replaceable
+        self.hopeless = hopeless
         self.command = command
         self.fds = fds
         self.process: asyncio.subprocess.Process | None = None
+        self._told = False
 
     async def start(self) -> None:
         """Run it and wait until it says that it is ready. Raises GivenUp."""
@@ -55,6 +64,7 @@ class Half:
                 pass_fds=[*self.fds, write],
                 preexec_fn=die_with_parent,
                 stdin=asyncio.subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C is for the keeper, which ends its halves in order
             )
         finally:
             os.close(write)
@@ -78,6 +88,8 @@ class Half:
             status = await self.process.wait()
             if status == 0:
                 return
+            if status == self.hopeless:
+                raise GivenUp(f"the {self.name} lost its device; see the log")
             if not self.replaceable:
                 # What it had read would wait for ever; ending the connections fails it with EIO.
                 raise GivenUp(f"the {self.name} died, and this kernel cannot replace it")
@@ -101,8 +113,9 @@ class Half:
                 return deaths
 
     def terminate(self) -> None:
-        """Tell it to end."""
-        if self.process is not None and self.process.returncode is None:
+        """Tell it to end, once: it may have given its signal handlers up by the second time."""
+        if self.process is not None and self.process.returncode is None and not self._told:
+            self._told = True
             with contextlib.suppress(ProcessLookupError):
                 self.process.terminate()
 

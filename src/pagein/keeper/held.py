@@ -1,4 +1,8 @@
-"""What the keeper holds: the runtime directory, the FUSE connections, the listening sockets."""
+"""What the keeper of the front end `fuse` holds; and what that of each front end does.
+
+The runtime directory and the listening sockets are common to both; `Held` adds the FUSE
+connections, `heldkernel` the kernel's own device.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +19,28 @@ from pagein.mounts.syscalls import mount_fuse, mounts, umount
 _MNT_DETACH = 2
 
 
-class Held:
-    """Held until `close`; the lock until the process ends."""
+class Runtime:
+    """A runtime directory and its sockets, held until `close`; its lock until the process ends."""
 
     def __init__(self, state_dir: str, *, daemon_control: bool) -> None:
-        """Take the state directory, mount the two FUSE directories, listen. Raises OSError.
+        """Take the state directory and what `_hold` takes, listen. Raises OSError.
 
         `daemon_control`: also hold the user half's socket.
         """
         self.state_dir = state_dir
         self.connections = contextlib.ExitStack()
         """The /dev/fuse fds: closed before anything that would ask their server."""
-        self.resend = True
-        """Whether the kernel sends lost requests again (6.9 and newer)."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.connections)
-            self._hold(stack, daemon_control)
+            self._take_lock()
+            # Credentials that the user half holds are for its mounts, and end with them.
+            shutil.rmtree(self.path("secrets"), ignore_errors=True)
+            stack.callback(shutil.rmtree, self.path("secrets"), ignore_errors=True)
+            self._hold(stack)
+            for name in ("control.sock", "daemon.sock"):  # the last one also when it is not ours
+                stack.callback(_remove, self.path(name))
+            self.control = self._listen(stack, "control.sock")
+            self.daemon_control = self._listen(stack, "daemon.sock") if daemon_control else -1
             self.stack = stack.pop_all()
 
     def close(self) -> None:
@@ -42,7 +52,11 @@ class Held:
         """A file of the runtime directory."""
         return os.path.join(self.state_dir, name)
 
-    def _hold(self, stack: contextlib.ExitStack, daemon_control: bool) -> None:
+    def _hold(self, stack: contextlib.ExitStack) -> None:
+        """Take what belongs to one front end. Raises OSError."""
+        raise NotImplementedError
+
+    def _take_lock(self) -> None:
         os.makedirs(self.state_dir, 0o700, exist_ok=True)
         os.chmod(self.state_dir, 0o700)
         lock = os.open(self.path("lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -50,19 +64,21 @@ class Held:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path("kernel-half.json"))
-        # Credentials that the user half holds are for its mounts, and end with them.
-        shutil.rmtree(self.path("secrets"), ignore_errors=True)
-        stack.callback(shutil.rmtree, self.path("secrets"), ignore_errors=True)
-        self.device_fd = self._fuse(stack, "dev")
-        self.blob_fd = self._fuse(stack, "blobs")
-        for name in ("control.sock", "daemon.sock"):  # the last one also when it is not ours
-            stack.callback(_remove, self.path(name))
-        self.control = self._listen(stack, "control.sock")
-        self.daemon_control = self._listen(stack, "daemon.sock") if daemon_control else -1
 
     def _listen(self, stack: contextlib.ExitStack, name: str) -> int:
         sock = stack.enter_context(listen(self.path(name)))
         return sock.fileno()
+
+
+class Held(Runtime):
+    """The two FUSE connections."""
+
+    resend = True
+    """Whether the kernel sends lost requests again (6.9 and newer)."""
+
+    def _hold(self, stack: contextlib.ExitStack) -> None:
+        self.device_fd = self._fuse(stack, "dev")
+        self.blob_fd = self._fuse(stack, "blobs")
 
     def _fuse(self, stack: contextlib.ExitStack, name: str) -> int:
         """Mount a FUSE directory and do its INIT, so that halves come and go without one."""

@@ -10,42 +10,23 @@ import signal
 import sys
 
 from pagein.keeper.half import START_TIMEOUT, Half
-from pagein.keeper.held import Held
+from pagein.keeper.held import Held, Runtime
 
 
-class Keeper:
-    """Everything that is held, and the two halves."""
+class AnyKeeper:
+    """Everything that is held, and the two halves; which those are is up to the front end."""
 
-    def __init__(self, options: argparse.Namespace, held: Held) -> None:
+    def __init__(self, options: argparse.Namespace, held: Runtime) -> None:
         self.options = options
         self.held = held
 
     def kernel_half(self) -> Half:
-        """The kernel half, on what is held."""
-        held = self.held
-        command = [sys.executable, "-P", "-m", "pagein.kernelhalf"]
-        command += ["--device-fd", str(held.device_fd), "--blob-fd", str(held.blob_fd)]
-        command += ["--control-fd", str(held.control), "--state", held.path("kernel-half.json")]
-        command += ["--blob-dir", held.path("blobs"), "--timeout", str(self.options.timeout)]
-        command += ["--linger", str(self.options.linger)]
-        fds = [held.device_fd, held.blob_fd, held.control]
-        return Half("kernel half", command, fds, replaceable=held.resend)
+        """What is mounted; with it everything ends."""
+        raise NotImplementedError
 
     async def user_half(self) -> Half:
-        """The user half, with the device's fd, which the keeper holds: see `restore`."""
-        held, loop = self.held, asyncio.get_running_loop()
-        device = held.path("dev/cachefiles")
-        opening = loop.run_in_executor(None, os.open, device, os.O_RDWR | os.O_CLOEXEC)
-        fd = await asyncio.wait_for(opening, START_TIMEOUT)
-        held.stack.callback(os.close, fd)
-        directory = os.open(held.path("dev"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        held.stack.callback(os.close, directory)
-        command = [sys.executable, "-P", "-m", "pagein.daemon", "--device", device]
-        command += ["--device-fd", str(fd), "--dir-fd", str(directory)]
-        command += ["--control-fd", str(held.daemon_control), "--cache", self.options.cache]
-        command += ["--state-dir", self.options.state_dir]
-        command += ["--timeout", str(self.options.timeout), "--user", self.options.daemon_user]
-        return Half("user half", command, [fd, directory, held.daemon_control])
+        """What fetches."""
+        raise NotImplementedError
 
     async def run(self) -> None:
         """Start both halves and keep them until the kernel half is done. Raises GivenUp."""
@@ -83,6 +64,43 @@ class Keeper:
             self.held.connections.close()
             for half in halves[1:]:
                 await half.stop()
+
+
+class Keeper(AnyKeeper):
+    """The keeper of the front end `fuse`: both halves are ours."""
+
+    held: Held
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Take everything that is to be held. Raises OSError."""
+        super().__init__(options, Held(options.state_dir, daemon_control=not options.no_daemon))
+
+    def kernel_half(self) -> Half:
+        """The kernel half, on what is held."""
+        held = self.held
+        command = [sys.executable, "-P", "-m", "pagein.kernelhalf"]
+        command += ["--device-fd", str(held.device_fd), "--blob-fd", str(held.blob_fd)]
+        command += ["--control-fd", str(held.control), "--state", held.path("kernel-half.json")]
+        command += ["--blob-dir", held.path("blobs"), "--timeout", str(self.options.timeout)]
+        command += ["--linger", str(self.options.linger)]
+        fds = [held.device_fd, held.blob_fd, held.control]
+        return Half("kernel half", command, fds, replaceable=held.resend)
+
+    async def user_half(self) -> Half:
+        """The user half, with the device's fd, which the keeper holds: see `restore`."""
+        held, loop = self.held, asyncio.get_running_loop()
+        device = held.path("dev/cachefiles")
+        opening = loop.run_in_executor(None, os.open, device, os.O_RDWR | os.O_CLOEXEC)
+        fd = await asyncio.wait_for(opening, START_TIMEOUT)
+        held.stack.callback(os.close, fd)
+        directory = os.open(held.path("dev"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        held.stack.callback(os.close, directory)
+        command = [sys.executable, "-P", "-m", "pagein.daemon", "--device", device]
+        command += ["--device-fd", str(fd), "--dir-fd", str(directory)]
+        command += ["--control-fd", str(held.daemon_control), "--cache", self.options.cache]
+        command += ["--state-dir", self.options.state_dir]
+        command += ["--timeout", str(self.options.timeout), "--user", self.options.daemon_user]
+        return Half("user half", command, [fd, directory, held.daemon_control])
 
 
 def say(options: argparse.Namespace, text: str) -> None:

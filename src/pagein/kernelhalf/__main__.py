@@ -1,16 +1,13 @@
 """The kernel half's process, started by the keeper: `python -m pagein.kernelhalf ...`.
 
-Ends with status 0 when nothing is mounted any more, which tells the keeper to end too: at once
-after the last umount or a failed mount, else after a while; never while a command is connected.
+Ends with status 0 when nothing is mounted any more, which tells the keeper to end too (`life`).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import errno
 import logging
-import math
 import os
 import signal
 import socket
@@ -19,6 +16,7 @@ from typing import Any
 from pagein.control import Answer, ControlServer
 from pagein.kernelhalf import state as states
 from pagein.kernelhalf.half import Blob, KernelHalf, Settings
+from pagein.kernelhalf.life import Life
 from pagein.kernelhalf.stacks import LayerBlobs
 from pagein.kernelhalf.status import status
 from pagein.kernelhalf.takeover import snapshot, take_over
@@ -44,11 +42,11 @@ class Process:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.stopped = False
-        self.leaving = False
-        """It was decided to end: whoever asks now has to wait for the next kernel half."""
-        self.news = asyncio.Event()
-        """Something changed that may end the process: look at it again."""
+        self.life = Life(
+            options.linger,
+            idle=lambda: self.half.idle,
+            connections=lambda: self.control.connections,
+        )
         self.left = states.load(options.state) or states.State(epoch=-1)
         self.epoch = self.left.epoch + 1
         self.taken_over = False
@@ -66,7 +64,7 @@ class Process:
             settings,
             epoch=self.epoch,
             changed=self._changed,
-            on_close=self._stop,
+            on_close=self.life.stop,
         )
         handlers = {
             "mount": self._mount,
@@ -78,7 +76,7 @@ class Process:
         self.control = ControlServer(socket.socket(fileno=options.control_fd), handlers)
 
     def _changed(self) -> None:
-        self.news.set()
+        self.life.changed()
         if self.taken_over:
             states.save(self.options.state, snapshot(self.half, self.epoch))
 
@@ -86,7 +84,7 @@ class Process:
         """Serve until told to stop, or idle for long enough."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
+            loop.add_signal_handler(number, self.life.stop)
         if not self.epoch:
             await self.half.stacks.clear()
         await take_over(self.half, self.left)
@@ -98,51 +96,16 @@ class Process:
         os.write(self.options.ready_fd, b"r")
         os.close(self.options.ready_fd)
         try:
-            while not self.stopped:
-                await self._wait_for_news()
+            await self.life.wait()
         finally:
             watch.close()
             await self.control.close()
             await self.half.close()
 
-    def _stop(self) -> None:
-        self.stopped = True
-        self.news.set()
-
-    async def _wait_for_news(self) -> None:
-        """Stop after `linger` seconds with nothing to do; else sleep until something changes."""
-        self.news.clear()
-        quiet = self.half.idle and self.mortal
-        try:
-            async with asyncio.timeout(self.options.linger if quiet else None):
-                await self.news.wait()
-        except TimeoutError:
-            if self.half.idle and not self.control.connections:
-                self.leaving = True
-                self._stop()
-
-    @property
-    def mortal(self) -> bool:
-        """Whether it ends by itself; `pagein device` stays until it is stopped."""
-        return math.isfinite(self.options.linger)
-
-    def _end_if_last(self) -> bool:
-        """End after the answer to a question, if nothing is mounted and nobody else connected."""
-        if not (self.mortal and self.half.idle and self.control.connections == 1):
-            return False
-        if not self.leaving:
-            self.leaving = True
-            asyncio.get_running_loop().call_later(0.05, self._stop)
-        return True
-
-    def _check_staying(self) -> None:
-        if self.leaving:
-            raise OSError(errno.ESHUTDOWN, "pagein is shutting down; try again")
-
     # ---- control -----------------------------------------------------------------------------
 
     async def _mount(self, question: dict[str, Any]) -> Answer:
-        self._check_staying()
+        self.life.check_staying()
         mount = await self.half.mount(
             question["target"],
             _blobs(question["blobs"]),
@@ -152,7 +115,7 @@ class Process:
         return {"target": mount.target, "direct": not mount.exports, "loop": mount.loop}
 
     async def _mount_stack(self, question: dict[str, Any]) -> Answer:
-        self._check_staying()
+        self.life.check_staying()
         rw = question.get("rw")
         stack = await self.half.stacks.mount(
             question["target"],
@@ -171,15 +134,15 @@ class Process:
 
     async def _umount(self, question: dict[str, Any]) -> Answer:
         await self.half.umount(question["target"], lazy=question.get("lazy", False))
-        return {"last": self._end_if_last()}
+        return {"last": self.life.end_if_last()}
 
     async def _status(self, question: dict[str, Any]) -> Answer:
-        self._check_staying()
+        self.life.check_staying()
         return status(self.half)
 
     async def _leave(self, question: dict[str, Any]) -> Answer:
         """Asked after a mount that failed: end if it is the reason that we run."""
-        return {"last": self._end_if_last()}
+        return {"last": self.life.end_if_last()}
 
 
 def _blobs(given: list[dict[str, str]]) -> list[Blob]:

@@ -17,6 +17,7 @@ def status(half: KernelHalf) -> dict[str, Any]:
     session = half.device.session
     return {
         "pid": os.getpid(),
+        "front_end": "fuse",
         "cache": os.fsdecode(session.dir) if session and session.dir else None,
         "problem": session.problem if session and session.cache is None else None,
         "dead": bool(session and session.dead),

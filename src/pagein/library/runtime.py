@@ -230,7 +230,7 @@ class Runtime:
 
         What is in that extent stays, so the caller may read it without asking again.
         """
-        await self._fscache.make_present(cookie, offset, length)
+        await self._fscache.fetch(cookie, offset, length)
         return offset, cookie.file.present_from(offset)
 
 

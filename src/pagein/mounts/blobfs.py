@@ -186,7 +186,7 @@ class BlobFs:
         cookie = export.cookie
         resident = cookie.present(offset, length)
         if not resident:
-            await interruptible(self.fscache.make_present(cookie, offset, length, pid))
+            await interruptible(self.fscache.fetch(cookie, offset, length, pid))
         buffer = self._take_buffer()
         view = memoryview(buffer)[:length]
         # What was just written is in memory still.

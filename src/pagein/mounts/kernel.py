@@ -15,6 +15,8 @@ from pagein.mounts import erofs, syscalls
 DOMAIN: Final = "pagein"
 """The domain of all mounts of pagein: their volume key is ``erofs,pagein``."""
 
+VOLUME: Final = f"erofs,{DOMAIN}".encode()
+
 MAX_KEY: Final = 248
 """Bytes of a name: with 253, EROFS in a domain brings the kernel down (facts 12)."""
 
@@ -75,6 +77,16 @@ def check_key(name: str) -> None:
     """Raise OSError EINVAL for what must not be a fsid, domain_id or device of a mount."""
     if len(name) > MAX_KEY or not _KEY.fullmatch(name):
         raise OSError(errno.EINVAL, f"{name!r} cannot be the name of a blob on this front end")
+
+
+def in_use() -> bool:
+    """Whether a file system in the domain of pagein is alive, or the CLOSE of one is not taken.
+
+    That is more than the mount table shows: those that were unmounted lazily, and copies in other
+    mount namespaces. Also those of a dead cache, until they are unmounted.
+    """
+    with open("/proc/fs/fscache/volumes", "rb") as table:
+        return any(line.split()[-1:] == [VOLUME] for line in table)
 
 
 def is_ours(entry: syscalls.MountEntry) -> bool:

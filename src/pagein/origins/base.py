@@ -58,6 +58,9 @@ def check_range(source: str, offset: int, length: int, size: int) -> None:
 class Origin(ABC):
     """A blob that never changes. Two methods make one; offsets and lengths are in bytes."""
 
+    instant: bool = False
+    """Whether `at_hand` is worth a call."""
+
     @abstractmethod
     async def size(self) -> int:
         """The blob's size in bytes; OSError when it cannot be had."""
@@ -76,6 +79,14 @@ class Origin(ABC):
             piece = await self.read(offset, min(STREAM_PIECE, end - offset))
             offset += len(piece)
             yield piece
+
+    def at_hand(self, offset: int, view: memoryview) -> bool:
+        """Fill `view` with the bytes from `offset` on, if that takes no waiting; False if not.
+
+        Called in any thread, and only while `instant`. An OSError is as good as False: whoever
+        reads instead will meet it again.
+        """
+        return False
 
     def __str__(self) -> str:
         """What errors and the log call it; without passwords."""

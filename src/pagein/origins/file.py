@@ -39,6 +39,7 @@ class FileOrigin(Origin):
         self._identity = identity
         self._timeout = timeout
         self._file = _SharedFile(identity.source)
+        self.instant = True  # until the file system says that it does not know RWF_NOWAIT
 
     def __str__(self) -> str:
         return redact(self._identity.source)
@@ -56,6 +57,21 @@ class FileOrigin(Origin):
             self._identity.source, self._timeout, lambda: self._pread(offset, length)
         )
 
+    def at_hand(self, offset: int, view: memoryview) -> bool:
+        """Copy what is in the page cache, and only if all of it is."""
+        fd = self._file.acquire_open()
+        if fd is None:
+            return False
+        try:
+            count = os.preadv(fd, [view], offset, os.RWF_NOWAIT)
+            self._check(os.fstat(fd))
+        except OSError as exc:
+            self.instant = exc.errno != errno.EOPNOTSUPP
+            raise
+        finally:
+            self._file.release()
+        return count == len(view)
+
     async def close(self) -> None:
         """Close the file, once reads that still run in a thread have ended."""
         self._file.close()
@@ -65,15 +81,17 @@ class FileOrigin(Origin):
         try:
             data = _pread_all(fd, offset, length)
             # After the read, so that a change before or during it is seen.
-            now = os.fstat(fd)
+            self._check(os.fstat(fd), whole=len(data) == length)
         finally:
             self._file.release()
+        return data
+
+    def _check(self, now: os.stat_result, *, whole: bool = True) -> None:
         wanted = self._identity
         changed = wanted.etag is not None and wanted.etag != etag_of(now)
-        if changed or now.st_size != wanted.size or len(data) != length:
+        if changed or now.st_size != wanted.size or not whole:
             cause = "content changed since it was first read: mount or open it again"
             raise OriginError.of(wanted.source, cause)
-        return data
 
 
 class _SharedFile:
@@ -95,6 +113,14 @@ class _SharedFile:
             if self._closed:
                 self._close_unused()
                 raise OriginError.of(self._path, "the origin is closed", errno=errno.EBADF)
+            self._users += 1
+            return self._fd
+
+    def acquire_open(self) -> int | None:
+        """The fd if somebody opened the file before; opening it may take long."""
+        with self._lock:
+            if self._fd < 0 or self._closed:
+                return None
             self._users += 1
             return self._fd
 

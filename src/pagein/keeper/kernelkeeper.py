@@ -1,0 +1,48 @@
+"""The keeper of the front end `kernel`: the kernel half is Linux itself.
+
+In its place stands a small process of ours that mounts and knows what is mounted. The user half is
+the same as ever; the next one gets the device's fd too, and says `restore` (facts cachefiles-kernel
+10). It is started when the last one has been waited for, and thereby all its anonymous fds are
+closed: an OPEN that it left would fail otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from pagein.daemon.device import DEVICE_LOST
+from pagein.keeper.half import Half
+from pagein.keeper.heldkernel import HeldKernel
+from pagein.keeper.keeper import AnyKeeper
+
+
+class KernelKeeper(AnyKeeper):
+    """Holds /dev/cachefiles."""
+
+    held: HeldKernel
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Take everything that is to be held. Raises OSError."""
+        held = HeldKernel(options.state_dir, device=options.device, cache=options.cache)
+        super().__init__(options, held)
+
+    def kernel_half(self) -> Half:
+        """The deputy of the one in the kernel."""
+        held, options = self.held, self.options
+        command = [sys.executable, "-P", "-m", "pagein.kernelhalf.linux"]
+        command += ["--control-fd", str(held.control), "--state", held.path("kernel-half.json")]
+        command += ["--cache", options.cache, "--timeout", str(options.timeout)]
+        command += ["--linger", str(options.linger)]
+        return Half("deputy of the kernel", command, [held.control])
+
+    async def user_half(self) -> Half:
+        """The user half, with the device's fd."""
+        held, options = self.held, self.options
+        command = [sys.executable, "-P", "-m", "pagein.daemon", "--device", held.device]
+        command += ["--device-fd", str(held.device_fd), "--dir-fd", "-1"]
+        command += ["--control-fd", str(held.daemon_control), "--cache", options.cache]
+        command += ["--state-dir", options.state_dir]
+        command += ["--timeout", str(options.timeout), "--user", options.daemon_user]
+        fds = [held.device_fd, held.daemon_control]
+        return Half("user half", command, fds, hopeless=DEVICE_LOST)
