@@ -82,7 +82,7 @@ def keeper_command(settings: Settings, options: list[str]) -> list[str]:
 
 @contextlib.contextmanager
 def kept_running(
-    settings: Settings, timeout: float, daemon_user: str, front_end: str
+    settings: Settings, timeout: float, daemon_user: str, front_end: str = "fuse"
 ) -> Iterator[Ask]:
     """Start the keeper and both halves unless they run, and keep them until the end of the block.
 
