@@ -92,7 +92,7 @@ class GzipUnpacker:
         inflate.take(data, at)
         while True:
             try:
-                progress = inflate.step()
+                progress = self._step(at)
             except LayerError as error:
                 where = self._in + len(data) - inflate.unused
                 raise LayerError(f"gzip: {error}, near offset {where}") from None
@@ -110,6 +110,20 @@ class GzipUnpacker:
                 self._flush()
             elif not progress:  # with input used up there may still be output inside, so not before
                 return at
+
+    def _step(self, at: int) -> bool:
+        """Inflate some; only where a block may become a point is it looked for."""
+        if self._pending is not None:
+            return self._inflate.run(self._pending.out + WINDOW - self._out, _BUFFER)
+        if not self.points:
+            return self._inflate.step()
+        last = self.points[-1]
+        # One byte less: the block that begins where a point is due must not be passed over.
+        unpacked = last.out + SPAN - 1 - self._out
+        packed = last.bit // 8 + _PACKED_SPAN - 1 - (self._in + at)
+        if unpacked > 0 and packed > 0:
+            return self._inflate.run(unpacked, packed)
+        return self._inflate.step()
 
     def _block_end(self, bit: int) -> None:
         """A block begins at `bit`: a point, if the last one is far enough."""
