@@ -28,8 +28,8 @@ def text(size: int, seed: int = 1) -> bytes:
 
 
 def unpack(data: bytes, step: int = 1 << 16) -> tuple[bytes, list[Point]]:
-    out: list[memoryview] = []
-    unpacker = GzipUnpacker(out.append)
+    out: list[bytes] = []
+    unpacker = GzipUnpacker(lambda view: out.append(bytes(view)))
     try:
         for at in range(0, len(data), step):
             unpacker.feed(data[at : at + step])

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from itertools import cycle
 
 from pagein.images.layers import window
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.inflate import WINDOW, Inflate
-from pagein.images.layers.point import Output, Point
+from pagein.images.layers.point import KEPT, Output, Point
 
 SPAN = 2 << 20
 """Bytes of output between two points, and what the last deflate block adds."""
@@ -34,7 +35,9 @@ class GzipUnpacker:
         """In order; complete after `finish`. The first one has out 0."""
         self._output = output
         self._inflate = Inflate()
-        self._buffer = bytearray(WINDOW + _BUFFER)  # what came before, then what comes
+        # Used in turn: memory that is new each time costs as much as the tar's digest.
+        self._buffers = cycle([bytearray(WINDOW + _BUFFER) for _ in range(KEPT + 2)])
+        self._buffer = next(self._buffers)  # what came before, then what comes
         self._base = -WINDOW  # offset in the output of the buffer's first byte
         self._inflate.into(self._buffer, WINDOW)
         self._in = 0  # bytes of input that came before the piece that is fed
@@ -158,7 +161,7 @@ class GzipUnpacker:
         if end == WINDOW:
             return
         self._base += end - WINDOW
-        self._buffer = bytearray(WINDOW + _BUFFER)
+        self._buffer = next(self._buffers)
         self._buffer[:WINDOW] = full[end - WINDOW : end]
         self._inflate.into(self._buffer, WINDOW)
         self._output(memoryview(full)[WINDOW:end])
