@@ -2,12 +2,14 @@
 
 A layer is made of this machine's files, or given with `--layer`. Each builds its index in a process
 of its own: ours with digests of layer, tar and chunks, and the EROFS metadata; ratarmount's with
-its rapidgzip backend, on one thread and a table of names. What is timed is the whole process.
+its rapidgzip backend, on one thread and on all, and a table of names. What is timed is the whole
+process.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import os
 import resource
@@ -27,7 +29,8 @@ from pagein.images.layers import indexwriter
 from pagein.images.layers.format import Compression, Header, Layer
 from pagein.images.layers.index import Index
 
-OURS, THEIRS = "pagein", "ratarmount -P 1"
+OURS = "pagein"
+THEIRS = {"ratarmount -P 1": 1, "ratarmount -P 0": 0}  # 0: as many threads as cores
 SOURCES = ("/usr/lib/python3", "/usr/share", "/usr/bin", "/usr/lib/x86_64-linux-gnu")
 
 BUILD = """
@@ -45,7 +48,8 @@ RATARMOUNT = """
 import sys
 from ratarmountcore.mountsource.factory import open_mount_source
 options = {"indexFilePath": sys.argv[2], "clearIndexCache": True, "writeIndex": True}
-open_mount_source(sys.argv[1], parallelization=1, **options).__exit__(None, None, None)
+threads = int(sys.argv[3])
+open_mount_source(sys.argv[1], parallelization=threads, **options).__exit__(None, None, None)
 """
 
 
@@ -55,7 +59,7 @@ class Contest:
     def __init__(self, layer: Path, tar_size: int, digest: str, python: Path | None) -> None:
         self.layer = layer
         self.tar_size = tar_size
-        self.cpu: dict[str, list[float]] = {OURS: [], THEIRS: []}
+        self.cpu: dict[str, list[float]] = {name: [] for name in (OURS, *THEIRS)}
         self._digest = digest
         self._python = python
 
@@ -63,10 +67,11 @@ class Contest:
         """MB of tar a second."""
         return self._timed(OURS, [sys.executable, "-c", BUILD, str(self.layer), self._digest])
 
-    def theirs(self) -> float:
+    def theirs(self, name: str) -> float:
         """MB of tar a second."""
-        index = str(self.layer) + ".sqlite"
-        return self._timed(THEIRS, [str(self._python), "-c", RATARMOUNT, str(self.layer), index])
+        files = [str(self.layer), f"{self.layer}.sqlite"]
+        command = [str(self._python), "-c", RATARMOUNT, *files, str(THEIRS[name])]
+        return self._timed(name, command)
 
     def index_percent(self, suffix: str) -> float:
         """Size of an index, of the layer's."""
@@ -182,10 +187,12 @@ def main() -> None:
         contest = Contest(layer, tar_size, digest, options.ratarmount)
         variants = {OURS: contest.ours}
         if options.ratarmount is not None:
-            variants[THEIRS] = contest.theirs
+            variants.update({name: functools.partial(contest.theirs, name) for name in THEIRS})
         found = rounds(options.rounds, variants, "index")
-        suffixes = {OURS: ".index", THEIRS: ".sqlite"}
-        sizes = {name: contest.index_percent(suffixes[name]) for name in variants}
+        sizes = {
+            name: contest.index_percent(".index" if name == OURS else ".sqlite")
+            for name in variants
+        }
         rows = [
             [
                 name,
@@ -200,10 +207,9 @@ def main() -> None:
         table(title, ["", "MB/s", "MB per CPU second", "index, % of layer"], rows)
         figures = {"tar_size": tar_size, "mb_per_second": found, "percent": sizes}
         figures["mb_per_cpu_second"] = contest.cpu
-        if THEIRS in variants:
-            ratio = ratios(found, OURS, THEIRS)
-            figures["ratio"] = ratio
-            console.print(f"pagein / ratarmount, MB/s: {ratio.text(2)} (wanted: above 1)\n")
+        for name in variants.keys() & THEIRS.keys():
+            ratio = figures.setdefault("ratios", {})[name] = ratios(found, OURS, name)
+            console.print(f"pagein / {name}, MB/s: {ratio.text(2)} (wanted: above 1)")
         figures["opening"] = opening(directory, max(5, options.rounds))
         cpu = Spread.of(contest.cpu[OURS]).median
         console.print(f"per core: {cpu:.0f} MB/s (wanted: 100)")

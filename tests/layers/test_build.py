@@ -68,6 +68,15 @@ def test_the_sink_gets_the_blob(tmp_path: Path) -> None:
     assert blob[300_000:] == bytes(303_104 - 300_000) + b"x" + bytes(4095)
 
 
+def test_between_files_there_are_zeros_also_where_a_buffer_is_used_again(tmp_path: Path) -> None:
+    sizes = [1, 4095, 4097, 700_001, 4096, 8191] * 16
+    files = [b"\xff" * size for size in sizes]
+    archive = tar_of(*(member(b"%d" % n, data=data) for n, data in enumerate(files)))
+    blob = rig.Indexed(archive, tmp_path / "index").blob
+    assert blob == b"".join(data + bytes(-len(data) % 4096) for data in files)
+    assert len(blob) > 10 << 20
+
+
 def test_a_stream_of_pieces(tmp_path: Path) -> None:
     wanted = rig.Indexed(PACKED, tmp_path / "index").built
 

@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import zlib
+from collections import deque
 
 import pytest
 
@@ -14,7 +15,7 @@ from pagein.images.layers import inflate, window
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.gzip import SPAN, GzipDecoder, GzipUnpacker
 from pagein.images.layers.inflate import Library
-from pagein.images.layers.point import Point
+from pagein.images.layers.point import KEPT, Point
 
 
 def text(size: int, seed: int = 1) -> bytes:
@@ -28,8 +29,8 @@ def text(size: int, seed: int = 1) -> bytes:
 
 
 def unpack(data: bytes, step: int = 1 << 16) -> tuple[bytes, list[Point]]:
-    out: list[memoryview] = []
-    unpacker = GzipUnpacker(out.append)
+    out: list[bytes] = []
+    unpacker = GzipUnpacker(lambda view: out.append(bytes(view)))
     try:
         for at in range(0, len(data), step):
             unpacker.feed(data[at : at + step])
@@ -104,6 +105,35 @@ def test_every_point_is_a_way_in(level: int) -> None:
     assert points[0][0] == 0
     for point in points:
         assert enter(data, point) == content[point.out :]
+
+
+@pytest.mark.usefixtures("each_library")
+def test_blocks_are_passed_over_but_not_those_where_a_point_is_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pagein.images.layers.gzip.SPAN", 100_000)
+    mixed = text(3 << 20) + random.Random(2).randbytes(3 << 20) + bytes(3 << 20)
+    data = gzip.compress(mixed, 6) + gzip.compress(text(50_000), 1)
+    found = unpack(data, 70_000)
+    monkeypatch.setattr(GzipUnpacker, "_step", lambda self, _: self._inflate.step())
+    assert found == unpack(data, 70_000)
+    assert len(found[1]) > 40
+
+
+def test_a_view_holds_as_long_as_it_is_said_to() -> None:
+    content = text(12 << 20)
+    views: deque[memoryview] = deque(maxlen=KEPT + 1)
+    copies: deque[bytes] = deque(maxlen=KEPT + 1)
+
+    def output(view: memoryview) -> None:
+        views.append(view)
+        copies.append(bytes(view))
+        assert list(views) == list(copies)
+
+    unpacker = GzipUnpacker(output)
+    unpacker.feed(gzip.compress(content, 6))
+    unpacker.finish()
+    assert len(views) == KEPT + 1
 
 
 def test_points_stand_in_every_phase(monkeypatch: pytest.MonkeyPatch) -> None:

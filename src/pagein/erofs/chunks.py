@@ -61,6 +61,8 @@ def chunks_of(size: int, extents: Iterable[Extent], devices: Sequence[Device]) -
     """The map of a file of `size` bytes; ValueError for extents that cannot be."""
     runs = _runs(size, extents, devices)
     blocks = align(size, BLOCK_SIZE) >> BLOCK_BITS
+    if len(runs) == 1 and runs[0].blocks == blocks:  # of nearly all files
+        return Chunks(runs, blocks, min(_log2(blocks), CHUNK_BITS_MASK))
     edges = {edge for run in runs for edge in (run.start, run.end) if 0 < edge < blocks}
     # An edge must lie between two chunks: its lowest set bit bounds their size.
     wide = min((edge & -edge).bit_length() - 1 for edge in edges) if edges else _log2(blocks)
@@ -106,16 +108,16 @@ def _runs(size: int, extents: Iterable[Extent], devices: Sequence[Device]) -> li
         last = runs[-1] if runs else None
         if last is not None and run.start < last.end:
             raise ValueError(f"extents overlap at byte {extent.offset}")
-        touches = last is not None and (last.end, last.device, last.address + last.blocks) == (
-            run.start,
-            run.device,
-            run.address,
-        )
-        if touches and last is not None:
+        if last is not None and _touch(last, run):
             runs[-1] = last._replace(blocks=last.blocks + run.blocks)
         else:
             runs.append(run)
     return runs
+
+
+def _touch(a: Run, b: Run) -> bool:
+    """Whether `b` goes on where `a` ends, in the file and in the device."""
+    return (a.end, a.device, a.address + a.blocks) == (b.start, b.device, b.address)
 
 
 def _run(size: int, extent: Extent, devices: Sequence[Device]) -> Run:

@@ -176,23 +176,20 @@ def _inodes(places: Places) -> Iterator[bytes]:
     body = places.survey.shared.body
     for number, node in enumerate(places.survey.nodes):
         start = places.position[number]
-        if start != at:
-            yield bytes(start - at)
+        gap = bytes(start - at)
         xattrs = body(node.xattrs) if node.xattrs else b""
         layout = places.layout[number]
         chunks = places.chunks(node) if layout == LAYOUT_CHUNKED else None
         inode = _inode(places, number, node, len(xattrs), chunks)
-        yield inode
-        yield xattrs
         at = start + len(inode) + len(xattrs)
         if chunks is not None:
-            gap = -at % CHUNK_INDEX.size
-            yield bytes(gap)
+            padding = -at % CHUNK_INDEX.size
+            yield gap + inode + xattrs + bytes(padding)
             yield from indexes(chunks)
-            at += gap + CHUNK_INDEX.size * chunks.total
-        elif layout == LAYOUT_INLINE:
-            tail = _tail(places, number, node)
-            yield tail
+            at += padding + CHUNK_INDEX.size * chunks.total
+        else:
+            tail = _tail(places, number, node) if layout == LAYOUT_INLINE else b""
+            yield gap + inode + xattrs + tail
             at += len(tail)
     yield bytes(-at % BLOCK_SIZE)
 

@@ -11,6 +11,7 @@ import hashlib
 from array import array
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import cycle
 
 from pagein.erofs.tree import Extent
 from pagein.images.layers.entry import Entry
@@ -24,7 +25,8 @@ DEVICE = 1
 """Number of the data blob in the metadata's device table."""
 
 Sink = Callable[[int, memoryview], None]
-"""Takes the blob's bytes at an offset, in order and complete; called from a thread."""
+"""Takes the blob's bytes at an offset, in order and complete; called from a thread. The view holds
+during the call only."""
 
 _BUFFER = 16 * CHUNK
 _AHEAD = 4  # buffers that wait to be hashed
@@ -50,7 +52,10 @@ class BlobBuilder:
         self.digests = bytearray()
         """SHA-256 of each chunk, one after the other; complete after `finish`."""
         self._sink = sink
-        self._buffer = bytearray(_BUFFER)
+        # Used in turn: those before are being hashed.
+        self._buffers = cycle([bytearray(_BUFFER) for _ in range(_AHEAD + 2)])
+        self._buffer = next(self._buffers)
+        self._filled = 0  # bytes of the buffer; behind them lies what it held before
         self._start = 0  # offset in the blob of the buffer
         self._next = 0  # extent that the next data belongs to
         self._thread = ThreadPoolExecutor(1, "blob")
@@ -58,6 +63,21 @@ class BlobBuilder:
 
     def place(self, entry: Entry) -> tuple[Extent, ...]:
         """Give the stored data of a regular file its place in the blob."""
+        extents = self._whole(entry) if _is_whole(entry) else self._pieces(entry)
+        if self.size > _MAX_BLOB:
+            raise LayerError(f"more than {_MAX_BLOB} bytes of data in one layer: EROFS's limit")
+        return tuple(extents)
+
+    def _whole(self, entry: Entry) -> list[Extent]:
+        """Of nearly all files: one extent."""
+        at, size = self.size, entry.size
+        self.offsets.append(at)
+        self.positions.append(entry.segments[0].position)
+        self.lengths.append(size)
+        self.size = at + _up(size, PAGE)
+        return [Extent(0, size, DEVICE, at)]
+
+    def _pieces(self, entry: Entry) -> list[Extent]:
         unit = _granule(entry)
         extents: list[Extent] = []
         for offset, position, length in entry.segments:
@@ -74,9 +94,7 @@ class BlobBuilder:
             self.lengths.append(length)
         if extents:  # the last one ends with the file, not with its page
             extents[-1].length = min(extents[-1].length, entry.size - extents[-1].offset)
-        if self.size > _MAX_BLOB:
-            raise LayerError(f"more than {_MAX_BLOB} bytes of data in one layer: EROFS's limit")
-        return tuple(extents)
+        return extents
 
     def data(self, position: int, view: memoryview) -> None:
         """Stored bytes from offset `position` in the tar."""
@@ -95,18 +113,26 @@ class BlobBuilder:
             while offset >= self._start + _BUFFER:
                 self._flush(_BUFFER)
             at = offset - self._start
+            self._zeros(at)
             take = min(len(view), _BUFFER - at)
+            self._filled = at + take
             self._buffer[at : at + take] = view[:take]
             offset += take
             view = view[take:]
 
+    def _zeros(self, until: int) -> None:
+        """Up to the next data."""
+        if self._filled < until:
+            self._buffer[self._filled : until] = bytes(until - self._filled)
+
     def _flush(self, length: int) -> None:
         """Hand the first `length` bytes of the buffer to the thread, and go on with a new one."""
+        self._zeros(length)
         view = memoryview(self._buffer)[:length]
         self._hashing.append(self._thread.submit(_hash, view, self._start, self._sink))
         if len(self._hashing) > _AHEAD:
             self.digests += self._hashing.pop(0).result()
-        self._buffer = bytearray(_BUFFER)
+        self._buffer, self._filled = next(self._buffers), 0
         self._start += length
 
     def finish(self) -> None:
@@ -130,15 +156,18 @@ def _hash(view: memoryview, start: int, sink: Sink | None) -> bytes:
     return b"".join(sha256(view[at : at + CHUNK]).digest() for at in range(0, len(view), CHUNK))
 
 
+def _is_whole(entry: Entry) -> bool:
+    """Whether a file is stored in one piece, without holes."""
+    return len(entry.segments) == 1 and entry.segments[0].length == entry.size
+
+
 def _granule(entry: Entry) -> int:
-    """Bytes that pieces of a file are rounded to: pages, but few of them for a sparse giant.
+    """Bytes that pieces of a file with holes are rounded to: pages, larger ones for a giant.
 
     EROFS wants one entry of the chunk index for each granule of the file, holes included: 2 GiB of
     them for a 1 TiB file in pages. A larger granule costs zeros in the blob, which compress away.
     """
     unit = PAGE
-    if entry.segments == () or (len(entry.segments) == 1 and entry.segments[0][2] == entry.size):
-        return unit
     while entry.size > _FEW * unit:
         unit *= 2
     padding = len(entry.segments) * unit

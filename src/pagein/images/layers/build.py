@@ -22,7 +22,7 @@ from pagein.images.layers.entry import Limits
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression, Header, Layer
 from pagein.images.layers.gzip import GzipUnpacker
-from pagein.images.layers.point import Output, Point
+from pagein.images.layers.point import KEPT, Output, Point
 from pagein.images.layers.tar import TarParser
 from pagein.images.layers.tree import Tree, TreeBuilder
 from pagein.images.layers.zstd import ZstdUnpacker
@@ -37,7 +37,6 @@ _MAGICS = {
 }
 _NOT_READ = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x5d\0\0": "lzma", b"\x04\x22\x4d\x18": "lz4"}
 _HEAD = 6  # bytes that tell one from another
-_AHEAD = 4  # pieces that wait to be hashed
 _FEED = 512 << 10  # bytes given to a thread at a time
 
 
@@ -236,7 +235,7 @@ class _Worker:
 
     def submit(self, call: Callable[[memoryview], None], data: memoryview) -> None:
         self._behind.append(self._thread.submit(call, data))
-        if len(self._behind) > _AHEAD:
+        if len(self._behind) > KEPT:
             self._behind.popleft().result()
 
     def finish(self) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from itertools import cycle
 
 from pagein.images.layers import window
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.inflate import WINDOW, Inflate
-from pagein.images.layers.point import Output, Point
+from pagein.images.layers.point import KEPT, Output, Point
 
 SPAN = 2 << 20
 """Bytes of output between two points, and what the last deflate block adds."""
@@ -34,7 +35,9 @@ class GzipUnpacker:
         """In order; complete after `finish`. The first one has out 0."""
         self._output = output
         self._inflate = Inflate()
-        self._buffer = bytearray(WINDOW + _BUFFER)  # what came before, then what comes
+        # Used in turn: memory that is new each time costs as much as the tar's digest.
+        self._buffers = cycle([bytearray(WINDOW + _BUFFER) for _ in range(KEPT + 2)])
+        self._buffer = next(self._buffers)  # what came before, then what comes
         self._base = -WINDOW  # offset in the output of the buffer's first byte
         self._inflate.into(self._buffer, WINDOW)
         self._in = 0  # bytes of input that came before the piece that is fed
@@ -92,7 +95,7 @@ class GzipUnpacker:
         inflate.take(data, at)
         while True:
             try:
-                progress = inflate.step()
+                progress = self._step(at)
             except LayerError as error:
                 where = self._in + len(data) - inflate.unused
                 raise LayerError(f"gzip: {error}, near offset {where}") from None
@@ -110,6 +113,20 @@ class GzipUnpacker:
                 self._flush()
             elif not progress:  # with input used up there may still be output inside, so not before
                 return at
+
+    def _step(self, at: int) -> bool:
+        """Inflate some; only where a block may become a point is it looked for."""
+        if self._pending is not None:
+            return self._inflate.run(self._pending.out + WINDOW - self._out, _BUFFER)
+        if not self.points:
+            return self._inflate.step()
+        last = self.points[-1]
+        # One byte less: the block that begins where a point is due must not be passed over.
+        unpacked = last.out + SPAN - 1 - self._out
+        packed = last.bit // 8 + _PACKED_SPAN - 1 - (self._in + at)
+        if unpacked > 0 and packed > 0:
+            return self._inflate.run(unpacked, packed)
+        return self._inflate.step()
 
     def _block_end(self, bit: int) -> None:
         """A block begins at `bit`: a point, if the last one is far enough."""
@@ -144,7 +161,7 @@ class GzipUnpacker:
         if end == WINDOW:
             return
         self._base += end - WINDOW
-        self._buffer = bytearray(WINDOW + _BUFFER)
+        self._buffer = next(self._buffers)
         self._buffer[:WINDOW] = full[end - WINDOW : end]
         self._inflate.into(self._buffer, WINDOW)
         self._output(memoryview(full)[WINDOW:end])

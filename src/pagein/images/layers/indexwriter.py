@@ -7,11 +7,16 @@ import struct
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from itertools import islice
 from typing import BinaryIO
 
 from pagein.images.layers import format as layout
 from pagein.images.layers.format import Header, Kind, Table
 from pagein.images.layers.point import Point
+
+_PACKERS = 2  # threads
+_BATCH = 64  # blocks in memory at a time
 
 
 def write(
@@ -29,7 +34,7 @@ def write(
     `extents` are the columns of `BlobBuilder`; `metadata` is read from where it stands. The sizes
     in `header` are those given, but for the file's own.
     """
-    writer = _Writer(out, len(_pack_header(header, [Table(kind, 0, 0, b"") for kind in Kind])))
+    blank = _pack_header(header, [Table(kind, 0, 0, b"") for kind in Kind])
     names = b"".join(path + b"\0" for path in implied)
     sections: dict[Kind, Iterator[tuple[int, bytes]]] = {
         Kind.METADATA: _file(metadata),
@@ -38,9 +43,11 @@ def write(
         Kind.CHUNKS: _cut(bytes(digests), layout.DIGEST),
         Kind.IMPLIED: _cut(names, 1),
     }
-    blocks = {
-        kind: writer.blocks(of, pack=kind is not Kind.CHUNKS) for kind, of in sections.items()
-    }
+    with ThreadPoolExecutor(_PACKERS, "index") as packers:
+        writer = _Writer(out, len(blank), packers)
+        blocks = {
+            kind: writer.blocks(of, pack=kind is not Kind.CHUNKS) for kind, of in sections.items()
+        }
     tables = [writer.table(kind, table) for kind, table in blocks.items()]
     size = writer.at
     out.seek(0)
@@ -49,21 +56,23 @@ def write(
 
 
 class _Writer:
-    def __init__(self, out: BinaryIO, header_size: int) -> None:
+    def __init__(self, out: BinaryIO, header_size: int, packers: Executor) -> None:
         self.at = header_size
         self._out = out
+        self._packers = packers
         out.seek(header_size)
 
     def blocks(self, blocks: Iterable[tuple[int, bytes]], *, pack: bool) -> bytes:
         """Write blocks, given as (key, content); the table of them."""
         table = bytearray()
-        for key, content in blocks:
-            stored = zlib.compress(content, 6) if pack else content
-            if len(stored) >= len(content):
-                stored = content
-            sha256 = hashlib.sha256(stored).digest()
-            table += layout.BLOCK.pack(key, self.at, len(stored), len(content), sha256)
-            self._write(stored)
+        todo = iter(blocks)
+        while batch := list(islice(todo, _BATCH)):
+            contents = [content for _, content in batch]
+            stored_ones = self._packers.map(_packed, contents) if pack else contents
+            for (key, content), stored in zip(batch, stored_ones, strict=True):
+                sha256 = hashlib.sha256(stored).digest()
+                table += layout.BLOCK.pack(key, self.at, len(stored), len(content), sha256)
+                self._write(stored)
         return bytes(table)
 
     def table(self, kind: Kind, table: bytes) -> Table:
@@ -75,6 +84,12 @@ class _Writer:
     def _write(self, data: bytes) -> None:
         self._out.write(data)
         self.at += len(data)
+
+
+def _packed(content: bytes) -> bytes:
+    """As it is stored: packed if that is smaller."""
+    stored = zlib.compress(content, 6)
+    return stored if len(stored) < len(content) else content
 
 
 def _pack_header(header: Header, tables: Sequence[Table]) -> bytes:

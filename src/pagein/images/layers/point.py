@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 Output = Callable[[memoryview], None]
-"""Takes the next uncompressed bytes; it may keep the view."""
+"""Takes the next uncompressed bytes; the view holds until it has been called `KEPT` times more."""
+
+KEPT = 4
 
 
 class Point(NamedTuple):

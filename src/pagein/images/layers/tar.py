@@ -143,7 +143,11 @@ class TarParser:
         yield  # until something is fed
         while True:
             at = self._position
-            block = yield from self._take(BLOCK, _A_HEADER)
+            block = bytes(self._view[self._at : self._at + BLOCK])
+            if len(block) == BLOCK:
+                self._at += BLOCK
+            else:
+                block = yield from self._take(BLOCK, _A_HEADER)
             if block in (ZERO_BLOCK, b""):
                 break
             yield from self._member(block, at)
@@ -208,10 +212,12 @@ class TarParser:
         if kind not in _TYPES and kind not in _SKIPPED:
             where = f"{show(header.name)} at offset {at}"
             raise LayerError(f"tar: unknown type {show(kind)} of {where}: not supported")
-        values = {**self._global, **dict(records)}
-        for key in _RESET_BY_EMPTY & values.keys():
-            if not values[key]:
-                del values[key]
+        values = self._global
+        if records:
+            values = {**values, **dict(records)}
+            for key in _RESET_BY_EMPTY & values.keys():
+                if not values[key]:
+                    del values[key]
         if b"size" in values:
             stored = pax.number(values[b"size"], b"size", at)
         if kind in _WITHOUT_DATA:
@@ -223,10 +229,14 @@ class TarParser:
             yield from self._pass(stored, name, tell=False)
             return
         entry = _entry(header, values, records, at)
-        stored = yield from self._layout(entry, header, block, records, values, stored)
+        if values or kind == b"S":
+            stored = yield from self._layout(entry, header, block, records, values, stored)
+        elif stat.S_ISREG(entry.mode):
+            self._whole(entry, stored)
         self._visitor.entry(entry)
         # As data of a directory there are only lists of names (type D, and V7's "name/").
-        yield from self._pass(stored, name, tell=not entry.is_dir)
+        if stored:
+            yield from self._pass(stored, name, tell=not entry.is_dir)
 
     # ---- where the data lies
 
@@ -257,14 +267,18 @@ class TarParser:
             else:
                 found = sparse.pax_0(records, entry.at)
         if found is None:
-            entry.size = stored
-            entry.segments = (Segment(0, self._position, stored),) if stored else ()
+            self._whole(entry, stored)
             return stored
         sparse.check(found, size, entry.at)
         self._count(len(found), entry.at)
         entry.size = size
         entry.segments = tuple(sparse.segments(found, self._position, stored, entry.at))
         return stored
+
+    def _whole(self, entry: Entry, stored: int) -> None:
+        """The data that follows is the file."""
+        entry.size = stored
+        entry.segments = (Segment(0, self._position, stored),) if stored else ()
 
     def _count(self, pieces: int, at: int) -> None:
         self._segments += pieces

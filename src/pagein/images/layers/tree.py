@@ -70,7 +70,7 @@ class TreeBuilder:
             self._set_root(entry)
             return
         *parents, name = names
-        if any(part.startswith(_AUFS) for part in parents):
+        if _AUFS in entry.path and any(part.startswith(_AUFS) for part in parents):
             return  # AUFS's own directories
         if name.startswith(_WHITEOUT):
             self._whiteout(entry, parents, name)

@@ -5,8 +5,8 @@ and end at the same bit of a byte: fed first, with the block's first bits put in
 they let the rest follow untouched.
 
 A block refers to at most the 32 KiB before it, to few of them in fact. Which, is found by decoding
-again with two windows of labels: an output byte that comes from the window then differs from the
-real one, by a number that tells from where. A label never equals the real byte, so this is exact.
+again with two windows of labels: an output byte that comes from the window then differs between
+the two, and both together tell from where. All others are the same in both, so this is exact.
 """
 
 from __future__ import annotations
@@ -59,22 +59,17 @@ def sparse(window: bytes, bit: int, data: bytes, output: bytes) -> bytes:
     if not window or not data:
         return window
     count = len(window)
-    low, high = _sum(window, _LOW[:count]), _sum(window, _HIGH[:count])
     try:
-        a, b = (_decode(labels, bit, data, len(output)) for labels in (low, high))
+        a, b = (_decode(labels[:count], bit, data, len(output)) for labels in (_LOW, _HIGH))
         if not len(a) == len(b) == len(output):
             return window
-        # What is not from the window differs by 0 in both, what is in neither.
-        near = _difference(a, output).translate(None, b"\0")
-        far = _difference(b, output).translate(None, b"\0")
-        if len(near) != len(far):
-            return window
-        pairs = bytearray(2 * len(near))
-        pairs[::2], pairs[1::2] = near, far
+        pairs = bytearray(2 * len(output))
+        pairs[::2], pairs[1::2] = a, b
         kept = bytearray(count)
         for pair in set(memoryview(pairs).cast("H")):
-            source = (pair & 255) - 1 + 255 * ((pair >> 8) - 1)
-            if source < count:
+            low, high = pair & 255, pair >> 8
+            if low != high:  # else a literal, the same in both
+                source = low + 255 * (high - low - 1 & 255)
                 kept[source] = window[source]
         result = bytes(kept)
         return result if _decode(result, bit, data, len(output)) == output else window
@@ -87,30 +82,6 @@ def _decode(window: bytes, bit: int, data: bytes, length: int) -> bytes:
     return decoder.decompress(start + data[1:], length) if length else b""
 
 
-# ---- arithmetic on all bytes at once: even and odd ones apart, in integers of 32 KiB
-
-_LOW = bytes(1 + i % 255 for i in range(WINDOW))
-_HIGH = bytes(1 + i // 255 for i in range(WINDOW))
-_EVEN = int.from_bytes(b"\xff\0" * (WINDOW // 2), "little")
-_BORROW = int.from_bytes(b"\0\1" * (WINDOW // 2), "little")
-
-
-def _halves(data: bytes) -> tuple[int, int]:
-    number = int.from_bytes(data, "little")
-    return number & _EVEN, number >> 8 & _EVEN
-
-
-def _join(even: int, odd: int, length: int) -> bytes:
-    return ((even & _EVEN) | (odd & _EVEN) << 8).to_bytes(WINDOW + 2, "little")[:length]
-
-
-def _sum(a: bytes, b: bytes) -> bytes:
-    """(a[i] + b[i]) % 256 for all i."""
-    (a_even, a_odd), (b_even, b_odd) = _halves(a), _halves(b)
-    return _join(a_even + b_even, a_odd + b_odd, len(a))
-
-
-def _difference(a: bytes, b: bytes) -> bytes:
-    """(a[i] - b[i]) % 256 for all i."""
-    (a_even, a_odd), (b_even, b_odd) = _halves(a), _halves(b)
-    return _join(a_even + _BORROW - b_even, a_odd + _BORROW - b_odd, len(a))
+# What stands in place of the window's byte i in either decoding: never the same in both.
+_LOW = bytes(i % 255 for i in range(WINDOW))
+_HIGH = bytes((i % 255 + 1 + i // 255) % 256 for i in range(WINDOW))
