@@ -6,7 +6,21 @@ import os
 
 import typer
 
-from pagein.cli import cat, daemon, device, du, extract, ls, mount, run, stat, status, umount
+from pagein.cli import (
+    cat,
+    daemon,
+    device,
+    du,
+    extract,
+    images,
+    index,
+    ls,
+    mount,
+    run,
+    stat,
+    status,
+    umount,
+)
 from pagein.cli.settings import CacheDir, Settings, StateDir
 
 app = typer.Typer(
@@ -53,6 +67,8 @@ app.command("cat")(cat.cat)
 app.command("stat")(stat.stat)
 app.command("du")(du.du)
 app.command("extract")(extract.extract)
+app.command("images")(images.images)
+app.command("index")(index.index)
 app.command("daemon")(daemon.daemon)
 app.command("device")(device.device)
 

@@ -94,7 +94,7 @@ def mount(
         with kept_running(settings, timeout=timeout, daemon_user=user) as ask:
             _check_cache(settings, ask({"op": "status"}, 10.0)["cache"])
             if image:
-                from pagein.cli.images import Wanted, mount_image
+                from pagein.cli.imagemount import Wanted, mount_image
 
                 writable = Writable(rw) if rw else None
                 mount_image(

@@ -14,7 +14,9 @@ from pagein.cli.units import human
 class Shown:
     """Shows what is told by `update` until the end of the block; nothing if nothing is pulled."""
 
-    def __init__(self) -> None:
+    def __init__(self, kept: str = "data and indexes are kept") -> None:
+        """`kept`: what becomes of what is pulled."""
+        self._kept = kept
         self._terminal = sys.stderr.isatty()
         self._said: set[str] = set()
         self._line = ""
@@ -41,7 +43,7 @@ class Shown:
             text = (
                 f"{len(pulled)} of {len(layers)} layers have no index: pulling {human(size)} once"
             )
-            self._say("begin", f"pagein: {text}; data and indexes are kept")
+            self._say("begin", f"pagein: {text}; {self._kept}")
         if self._terminal:
             ready = sum(each["state"] == "here" for each in pulled)
             self._line = f"{human(done)} of {human(size)}, {ready} of {len(pulled)} layers done"

@@ -62,7 +62,7 @@ def _mounter(image: str) -> Callable[[MountRequest], dict[str, Any]]:
 
 
 def _mount_image(request: MountRequest) -> dict[str, Any]:
-    from pagein.cli.images import Wanted, mount_image
+    from pagein.cli.imagemount import Wanted, mount_image
 
     return mount_image(
         request.settings,

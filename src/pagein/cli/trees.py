@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 import typer
 
 from pagein.cli.settings import Settings, settings_of
+from pagein.cli.sources import is_image
 
 if TYPE_CHECKING:
     from pagein.erofs.inode import Inode
@@ -26,7 +27,10 @@ PIECE = 1 << 20
 """Bytes of content that are held at a time."""
 
 SourceArgument = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="EROFS image, or its metadata: URL or path.")
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="EROFS image, or its metadata: URL or path; docker://..., oci:...."
+    ),
 ]
 PathArgument = Annotated[str, typer.Argument(metavar="PATH", help="Within the image.")]
 DeviceOption = Annotated[
@@ -70,10 +74,19 @@ class Tree(Protocol):
 def open_tree(
     source: str, devices: Sequence[str] | None, *, cache: str | None = None
 ) -> Iterator[Tree]:
-    """The tree of an EROFS image; of what is remote only what is read is fetched, into `cache`.
+    """The tree of an EROFS image, or of a container image's layers.
 
-    An error of the image names its source. Raises OSError in one line.
+    Of what is remote only what is read is fetched; `cache` is for what is kept. An error of the
+    image names its source. Raises OSError in one line.
     """
+    if is_image(source):
+        from pagein.cli.imagetree import open_image
+
+        if devices:
+            raise OSError(errno.EINVAL, "--device: a container image has its data with it")
+        with open_image(source, cache=cache) as layers:
+            yield layers
+        return
     from pagein.erofs.errors import ErofsError
     from pagein.erofs.reader import Image
     from pagein.origins import redact

@@ -82,19 +82,20 @@ class Images:
         job = self._job(source, platform)
         job.asked = asyncio.get_running_loop().time()
         done, _ = await asyncio.wait([job.task], timeout=_WAIT)
+        progress = [asdict(each) for each in job.pull.progress]
         if not done:
-            return {"done": False, "layers": [asdict(each) for each in job.pull.progress]}
+            return {"done": False, "progress": progress}
         self._jobs.pop((source, platform), None)
         pulled = job.task.result()
         layers = [await self._layer(blobs) for blobs in pulled.layers]
         return {
             "done": True,
+            "progress": progress,
             "source": pulled.name,
             "manifest": pulled.descriptor.digest,
             "layers": layers,
             "config": json.loads(pulled.config).get("config") or {},
             "note": pulled.note,
-            "pulled": sum(each.size for each in job.pull.progress if each.pulled),
         }
 
     def _job(self, source: str, platform: str) -> _Job:

@@ -14,6 +14,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, TypeVar
 
+from pagein.images.artifacts import ArtifactBlob
 from pagein.images.catalogue import Catalogue, IndexOf
 from pagein.images.connections import Connections
 from pagein.images.layerblob import LayerBlob
@@ -21,7 +22,13 @@ from pagein.images.layers.build import build
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Layer
 from pagein.images.layers.index import Index
-from pagein.images.manifest import Descriptor, Manifest, parse_config, parse_manifest
+from pagein.images.manifest import (
+    Descriptor,
+    Manifest,
+    check_digest,
+    parse_config,
+    parse_manifest,
+)
 from pagein.images.parallel import each
 from pagein.images.platforms import Platform
 from pagein.images.reference import parse_reference
@@ -79,10 +86,20 @@ class Pull:
     """One image on its way; `progress` may be read meanwhile."""
 
     def __init__(
-        self, store: Store, connections: Connections, name: str, platform: Platform
+        self,
+        store: Store,
+        connections: Connections,
+        name: str,
+        platform: Platform,
+        *,
+        keep_data: bool = True,
     ) -> None:
-        """OriginError (EINVAL) if `name` is not one."""
+        """OriginError (EINVAL) if `name` is not one.
+
+        `keep_data`: whether layers that have to be streamed are kept, not their indexes only.
+        """
         self._store = store
+        self._keep_data = keep_data
         self._catalogue = Catalogue(store.directory)
         self._source = open_source(name, connections)
         self._timeout = connections.timeout
@@ -111,6 +128,21 @@ class Pull:
         await asyncio.to_thread(self._keep, image, layers)
         wanted = [blobs[of.digest] for of in layers]
         return Pulled(self.name, image.descriptor, image.config_bytes, wanted, note)
+
+    async def push(self, pulled: Pulled) -> str:
+        """Push the indexes of `pulled`, as an artifact that refers to the image; its digest."""
+        blobs = [
+            ArtifactBlob(INDEX_TYPE, await asyncio.to_thread(self._index, layer[0]), {LAYER: name})
+            for name, layer in {each[0].layer: each for each in pulled.layers}.items()
+        ]
+        artifact = await self._source.push_artifact(pulled.descriptor, ARTIFACT_TYPE, blobs)
+        return artifact.digest
+
+    def _index(self, blob: LayerBlob) -> bytes:
+        with open(self._store.path("indexes", blob.index), "rb") as file:
+            data = file.read()
+        check_digest(file.name, data, blob.index)
+        return data
 
     # ---- the image -------------------------------------------------------------------------------
 
@@ -195,7 +227,7 @@ class Pull:
     async def _stream(self, layer: Layer, progress: Progress) -> IndexOf:
         """Take the layer once, as a pull does: its data and its index are here then."""
         with self._store.create("indexes") as index:
-            if self._store.has("layers", layer.digest):
+            if not self._keep_data or self._store.has("layers", layer.digest):
                 async with aclosing(self._pieces(layer, progress, None)) as pieces:
                     built = await build(pieces, layer, index.file)
             else:
@@ -212,7 +244,7 @@ class Pull:
     ) -> AsyncGenerator[bytes, None]:
         """The layer's bytes, gone on with where a connection broke; also written to `copy`."""
         failures = progress.done = 0
-        origin = self._compressed(layer, here=copy is None)
+        origin = self._compressed(layer)
         try:
             while progress.done < layer.size:
                 before = progress.done
@@ -233,8 +265,8 @@ class Pull:
         finally:
             await origin.close()
 
-    def _compressed(self, layer: Layer, *, here: bool) -> Origin:
-        if here:
+    def _compressed(self, layer: Layer) -> Origin:
+        if self._store.has("layers", layer.digest):
             path = self._store.path("layers", layer.digest)
             return FileOrigin(Identity(source=path, size=layer.size), self._timeout)
         return self._source.open_blob(
@@ -273,7 +305,7 @@ def indexes_of(image: Image) -> dict[str, Descriptor]:
 
 def _checked(new: New, layer: Layer, digest: str, size: int) -> IndexOf:
     """What to remember of an index file; LayerError unless it is one, of that layer."""
-    with Index(new.file.name) as index:
+    with Index(new.path) as index:
         found = index.header.layer
         if (found.digest, found.size, found.diff_id) != (layer.digest, layer.size, layer.diff_id):
             raise LayerError(f"the index {digest} is of another layer, {found.digest}")

@@ -95,10 +95,10 @@ class New:
         self.file = file
         self._store = store
         self._kind = kind
-        self._path = path
+        self.path = path
 
     def keep(self, digest: str) -> None:
         """It is whole, and of this digest: give it its name."""
         self.file.flush()
         os.fsync(self.file.fileno())
-        os.rename(self._path, self._store.path(self._kind, digest))
+        os.rename(self.path, self._store.path(self._kind, digest))
