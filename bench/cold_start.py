@@ -14,14 +14,15 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from coldimage import TAG, image
 from coldparts import Link, Start, checked, containerd, link_to, pagein, push, registry, timed
 from common import MB, Spread, console, ratios, rounds, save, table, workspace
 
-FULL, PLAIN, INDEXED = "containerd, full pull", "pagein, no index", "pagein, index"
-RESIDENT, KEPT = "containerd, all here", "pagein, all here"
+FULL, PLAIN, INDEXED = "full pull", "no index", "index"
+RESIDENT, KEPT = "pulled before", "run before"
 LINKS = {
     "0/unlimited": (0.0, 0.0),
     "20 ms/200 Mbit": (20.0, 200.0),
@@ -94,13 +95,13 @@ def show(title: str, contest: Contest, found: dict[str, list[float]]) -> None:
             [
                 name,
                 Spread.of([each.seconds for each in starts]).text(2),
-                Spread.of([each.bytes_down / MB for each in starts]).text(1),
-                Spread.of([each.requests for each in starts]).text(0),
-                Spread.of([each.sequence for each in starts]).text(0),
+                f"{median(each.bytes_down / MB for each in starts):.1f}",
+                f"{median(each.requests for each in starts):.0f}",
+                f"{median(each.sequence for each in starts):.0f}",
                 faster,
             ]
         )
-    table(title, ["", "seconds", "MB", "requests", "in sequence", "times as fast"], rows)
+    table(title, ["", "seconds", "MB", "requests", "in a row", "times as fast"], rows)
 
 
 def options_of() -> argparse.Namespace:

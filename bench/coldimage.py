@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 TAG = "v1"
 KEPT = Path.home() / ".cache/pagein/images"
@@ -151,7 +151,7 @@ def _install(root: Path, packages: Sequence[Path], *, first: bool) -> None:
             with subprocess.Popen(
                 ["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE
             ) as unpacked:
-                command = ["tar", "-C", root, "--keep-directory-symlink", "-x"]
+                command = ["tar", "-C", str(root), "--keep-directory-symlink", "-x"]
                 subprocess.run(command, stdin=unpacked.stdout, check=True)
         for name in ("passwd", "group"):
             shutil.copy(root / f"usr/share/base-passwd/{name}.master", root / "etc" / name)
@@ -226,7 +226,12 @@ def _write_layer(
     ):
         assert packer.stdin is not None
         pipe = _Hashing(packer.stdin)
-        with pipe, tarfile.open(fileobj=pipe, mode="w|", format=tarfile.PAX_FORMAT) as tar:
+        with (
+            pipe,
+            tarfile.open(
+                fileobj=cast("IO[bytes]", pipe), mode="w|", format=tarfile.PAX_FORMAT
+            ) as tar,
+        ):
             for name in sorted(changed):
                 _add(tar, root, name)
             for name in sorted(gone):
