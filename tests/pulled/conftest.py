@@ -14,7 +14,11 @@ from tests.e2e.harness import COMMAND, DEADLINE, Pagein, pagein_in
 from tests.images.processes import PASSWORD, USER, docker_registry, htpasswd, skopeo_copy
 from tests.pulled.rootfs import rootfs_layers, write_image
 
-CONFIG = {"Cmd": ["/bin/sh", "-c", "echo hello; exit 3"], "Env": ["PATH=/bin"], "User": "app"}
+CONFIG: dict[str, Any] = {
+    "Cmd": ["/bin/sh", "-c", "echo hello; exit 3"],
+    "Env": ["PATH=/bin"],
+    "User": "app",
+}
 
 
 class Layers(NamedTuple):

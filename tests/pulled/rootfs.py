@@ -45,7 +45,7 @@ def _directory(add: Adder, name: str, mode: int = 0o755, **fields: Any) -> None:
 def _base(add: Adder) -> None:
     for name in ("./", "bin", "etc", "srv", "gone", "opaque", "opaque/below"):
         _directory(add, name)
-    _directory(add, "tmp", 0o1777)
+    _directory(add, "tmp", 0o1777, uid=70_000, mtime=1_600_000_002.5)
     add("bin/busybox", Path(BUSYBOX).read_bytes(), mode=0o755)
     for name in PROGRAMS.split():
         add(f"bin/{name}", type=tarfile.SYMTYPE, linkname="busybox", mode=0o777)
@@ -76,6 +76,7 @@ def _top(add: Adder) -> None:
     add("opaque/.wh..wh..opq")
     add("opaque/new", b"new\n")
     add("srv/text", b"text of the top\n")
+    add("tmp/file", b"in a directory that is not described here\n")
 
 
 def rootfs_layers() -> list[tuple[bytes, str]]:

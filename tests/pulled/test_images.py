@@ -42,6 +42,19 @@ def tree(top: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+UNDESCRIBED = (".", "deep", "deep/without")
+"""Directories that no layer describes, and the root, in which the last layer deletes something:
+umoci leaves them the time at which it unpacks."""
+
+
+def merged(top: Path) -> dict[str, dict[str, Any]]:
+    """`tree` without what nothing says."""
+    found = tree(top)
+    for name in UNDESCRIBED:
+        del found[name]["mtime"]
+    return found
+
+
 def unpacked(image: Layers, directory: Path) -> Path:
     """The image as umoci unpacks it."""
     source = f"{image.layout}:v1"
@@ -64,14 +77,14 @@ def test_a_mount_is_what_umoci_unpacks(
     done = pagein.run("mount", rig.name, pagein.target)
     good(done)
     assert ("3 of 3 layers have no index: pulling" in done.stderr) is not indexed
-    assert tree(pagein.target) == tree(unpacked(image, tmp_path))
+    assert merged(pagein.target) == merged(unpacked(image, tmp_path))
     pagein.umount()
 
 
 def test_extracted_is_what_umoci_unpacks(image: Layers, rig: Rig, tmp_path: Path) -> None:
     index(rig.name)
     good(user("extract", rig.name, "--to", tmp_path / "out"))
-    found, wanted = tree(tmp_path / "out"), tree(unpacked(image, tmp_path))
+    found, wanted = merged(tmp_path / "out"), merged(unpacked(image, tmp_path))
     del found["."], wanted["."]  # extract leaves the directory that it is given as it is
     assert found == wanted
 

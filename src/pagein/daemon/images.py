@@ -126,12 +126,12 @@ class Images:
     async def _layer(self, blobs: tuple[LayerBlob, ...]) -> dict[str, Any]:
         """Write down what its keys stand for, before anybody uses them."""
         loop = asyncio.get_running_loop()
-        told = []
+        told: list[dict[str, Any]] = []
         for blob in blobs:
             key = await loop.run_in_executor(None, self._records.keep, blob)
             told.append({"cookie": key.decode(), "size": blob.size, "label": blob.label})
-        # Not the layer's digest alone: another index of it is another mount.
-        return {"name": f"{blobs[0].layer}+{blobs[0].index}", "blobs": told}
+        # Not the layer's digest alone: with another index, or over others, it is another mount.
+        return {"name": f"{blobs[0].layer} {told[0]['cookie'][:16]}", "blobs": told}
 
 
 def _credentials(given: object) -> Credentials:

@@ -49,6 +49,8 @@ class Inode:
     """Position of what follows: extended attributes, and then indexes or the tail."""
     xattrs: int
     """Bytes of its extended attributes."""
+    extended: bool
+    """Whether it has the larger form."""
 
     @property
     def compressed(self) -> bool:
@@ -107,4 +109,5 @@ def parse(path: bytes, nid: int, position: int, data: bytes, build_time_ns: int)
         union=union,
         after=position + length,
         xattrs=xattr_size(icount),
+        extended=bool(form & EXTENDED_BIT),
     )

@@ -9,10 +9,12 @@ import asyncio
 import errno
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from pagein.erofs.attributes import Patch, apply
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.index import Index
 from pagein.images.layers.read import LayerOrigin, MetaOrigin
@@ -44,10 +46,14 @@ class LayerBlob(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
     index: str
     root: str
     size: int
+    patches: tuple[Patch, ...] = ()
+    """What the metadata says otherwise in this image than the index does: `implied`."""
 
     def key(self) -> bytes:
         """The cookie key, 64 hex digits; the same whatever image and registry it comes from."""
-        fields = [_KEY_VERSION, self.part, self.layer, self.index]
+        fields: list[object] = [_KEY_VERSION, self.part, self.layer, self.index]
+        if self.patches:
+            fields.append([(at, new.hex()) for at, new in self.patches])
         return hashlib.sha256(json.dumps(fields).encode("ascii")).hexdigest().encode("ascii")
 
     @property
@@ -76,7 +82,7 @@ class LayerBlob(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
             raise OriginError.of(self.source, str(problem)) from None
         try:
             if self.part == "meta":
-                return _Meta(index)
+                return _Meta(index, self.patches)
             return _Data(index, compressed(store, connections, self), budget=budget)
         except BaseException:
             index.close()
@@ -101,7 +107,14 @@ def compressed(store: Store, connections: Connections, blob: LayerBlob) -> Origi
 
 
 class _Meta(MetaOrigin):
-    """One that owns its index."""
+    """One that owns its index, and applies patches."""
+
+    def __init__(self, index: Index, patches: Sequence[Patch]) -> None:
+        super().__init__(index)
+        self._patches = patches
+
+    async def read(self, offset: int, length: int) -> bytes:
+        return apply(self._patches, offset, await super().read(offset, length))
 
     async def close(self) -> None:
         await super().close()

@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, TypeVar
+
+from msgspec.structs import replace
 
 from pagein.images.artifacts import ArtifactBlob
 from pagein.images.catalogue import Catalogue, IndexOf
 from pagein.images.connections import Connections
+from pagein.images.implied import restyle
 from pagein.images.layerblob import LayerBlob
 from pagein.images.layers.build import build
 from pagein.images.layers.errors import LayerError
@@ -126,7 +129,7 @@ class Pull:
             at.state = "here"
         blobs = dict(zip(once, found, strict=True))
         await asyncio.to_thread(self._keep, image, layers)
-        wanted = [blobs[of.digest] for of in layers]
+        wanted = await asyncio.to_thread(self._restyled, [blobs[of.digest] for of in layers])
         return Pulled(self.name, image.descriptor, image.config_bytes, wanted, note)
 
     async def push(self, pulled: Pulled) -> str:
@@ -272,6 +275,22 @@ class Pull:
         return self._source.open_blob(
             Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size)
         )
+
+    def _restyled(self, layers: list[tuple[LayerBlob, ...]]) -> list[tuple[LayerBlob, ...]]:
+        """The layers as they look over each other."""
+        with ExitStack() as stack:
+            indexes = [stack.enter_context(self._open(meta)) for meta, *_ in layers]
+            try:
+                patches = restyle(indexes)
+            except LayerError as problem:
+                raise OriginError.of(self.name, str(problem)) from None
+        return [
+            (replace(meta, patches=tuple(changes)), *data)
+            for (meta, *data), changes in zip(layers, patches, strict=True)
+        ]
+
+    def _open(self, blob: LayerBlob) -> Index:
+        return Index(self._store.path("indexes", blob.index), root=blob.root)
 
     def _blobs(self, layer: Layer, index: IndexOf) -> tuple[LayerBlob, ...]:
         path = self._store.path("indexes", index.digest)

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO, NamedTuple, TypeVar
 
 from pagein.erofs import writer
-from pagein.erofs.tree import Device, Node
+from pagein.erofs.tree import Device
 from pagein.images.layers import blob, indexwriter
 from pagein.images.layers.entry import Limits
 from pagein.images.layers.errors import LayerError
@@ -143,7 +143,7 @@ class IndexBuilder:
                 0,
                 self.tar_size,
                 self._blob.size,
-                _write_metadata(tree.root, metadata, layer, self._blob.size),
+                _write_metadata(tree, metadata, layer, self._blob.size),
                 blob.CHUNK,
             )
             metadata.seek(0)
@@ -280,23 +280,32 @@ def _same(what: str, found: str, wanted: str) -> None:
         raise LayerError(f"{what} is {found}, not {wanted}")
 
 
-def _write_metadata(root: Node, out: BinaryIO, layer: Layer, blob_size: int) -> int:
+def _write_metadata(tree: Tree, out: BinaryIO, layer: Layer, blob_size: int) -> int:
     """The EROFS image; the same one for the same layer, on every machine. Its size in bytes."""
     algorithm, _, digits = layer.digest.partition(":")
     uuid = hashlib.sha256(f"pagein layer {algorithm} {digits}".encode()).digest()[:16]
     devices = [Device(digits[:64].encode(), blob_size // blob.PAGE)] if blob_size else []
     try:
-        return writer.write(root, out, uuid=uuid, devices=devices, build_time_ns=_usual_time(root))
+        return writer.write(
+            tree.root, out, uuid=uuid, devices=devices, build_time_ns=_usual_time(tree)
+        )
     except ValueError as error:
         raise LayerError(f"not to be held by EROFS: {error}") from None
 
 
-def _usual_time(root: Node) -> int:
-    """The most frequent mtime: inodes with it are half the size."""
+def _usual_time(tree: Tree) -> int:
+    """The most frequent mtime: inodes with it are half the size.
+
+    Not that of directories that the archive left out, which is 0: they have to look like those of
+    lower layers one day, and only an inode of full size has room for that (`images.implied`).
+    """
     times: Counter[int] = Counter()
-    todo = [root]
+    todo = [tree.root]
     while todo:
         node = todo.pop()
         times[node.mtime_ns] += 1
         todo += (node.children or {}).values()
-    return times.most_common(1)[0][0]
+    if tree.implied:
+        del times[0]
+    usual = times.most_common(1)
+    return usual[0][0] if usual else 1
