@@ -112,7 +112,7 @@ def registry(directory: Path) -> Iterator[int]:
 def push(layout: Path, tag: str, name: str) -> None:
     """skopeo copy of an OCI layout to HOST:PORT/REPOSITORY:TAG."""
     source, target = f"oci:{layout}:{tag}", f"docker://{name}"
-    checked(["skopeo", "copy", "--dest-tls-verify=false", source, target])
+    checked(["skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false", source, target])
 
 
 def checked(command: Sequence[str | Path]) -> str:
