@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.e2e.harness import Pagein, wait_for
-from tests.images.processes import need
+from tests.images.processes import docker_registry, htpasswd, need
 from tests.pulled.conftest import Layers, Rig, good, link_to, log_in, refused, user
 from tests.pulled.rootfs import BIG, BUSYBOX
 
@@ -184,6 +184,46 @@ def test_wrong_bytes_are_not_pulled(image: Layers, rig: Rig, pagein: Pagein) -> 
     assert layer_digest(image, 0) in line
     assert not list((pagein.cache / "images/layers").glob(f"{layer_digest(image, 0)}*"))
     assert not pagein.processes()
+
+
+def test_a_truncated_layer_is_not_pulled(image: Layers, rig: Rig, pagein: Pagein) -> None:
+    path = rig.blob(layer_digest(image, 0))
+    os.truncate(path, path.stat().st_size - 1000)
+    line = refused(pagein.run("mount", rig.name, pagein.target))
+    assert layer_digest(image, 0) in line
+
+
+def test_a_registry_that_dies_under_a_mount_is_an_error_until_it_is_back(
+    rig: Rig, pagein: Pagein
+) -> None:
+    index(rig.name)
+    good(pagein.run("mount", "--timeout", "2", rig.name, pagein.target))
+    rig.stop()
+    with pytest.raises(OSError, match="Input/output error"):
+        (pagein.target / "srv/big").read_bytes()
+    port = int(rig.host.rpartition(":")[2])
+    with docker_registry(rig.directory, htpasswd(rig.directory), port=port):
+        # The daemon has to forget the failure first.
+        wait_for(lambda: reads(pagein.target / "srv/big") == BIG)
+    pagein.umount()
+
+
+def test_a_container_whose_registry_dies(rig: Rig, pagein: Pagein) -> None:
+    index(rig.name)
+    good(pagein.run("mount", "--timeout", "2", rig.name, pagein.target))
+    rig.stop()
+    done = pagein.run("run", rig.name)
+    assert done.returncode not in (0, 3), done
+    pagein.umount()
+    assert not list((pagein.cache / "containers").iterdir())
+
+
+def reads(path: Path) -> bytes:
+    """The content of a file, nothing while it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def test_wrong_bytes_are_not_read(image: Layers, rig: Rig, pagein: Pagein) -> None:
