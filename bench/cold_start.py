@@ -96,12 +96,11 @@ def show(title: str, contest: Contest, found: dict[str, list[float]]) -> None:
                 name,
                 Spread.of([each.seconds for each in starts]).text(2),
                 f"{median(each.bytes_down / MB for each in starts):.1f}",
-                f"{median(each.requests for each in starts):.0f}",
                 f"{median(each.sequence for each in starts):.0f}",
                 faster,
             ]
         )
-    table(title, ["", "seconds", "MB", "requests", "in a row", "times as fast"], rows)
+    table(title, ["", "seconds", "MB", "in a row", "times as fast"], rows)
 
 
 def options_of() -> argparse.Namespace:
