@@ -121,12 +121,15 @@ class Fill:
             return
         self._check_open()
         now = asyncio.get_running_loop().time()
+        around = await self.origin.around(start, end)
+        self._check_open()
         if (recent := self._failures.find(self.present.gaps(start, end), now)) is not None:
             raise _again(recent)
         read = Waiting(start, end, then)
         self._add(read)
         try:
             self._start_plan(start, end - start, now)
+            self._launch(*around)
             await self._wait(read, now + self.timeout)
         finally:
             self._remove(read)

@@ -92,6 +92,13 @@ class Origin(ABC):
         """What errors and the log call it; without passwords."""
         return type(self).__name__
 
+    async def around(self, start: int, end: int) -> tuple[int, int]:
+        """What is at hand once [start, end) is: a range in bytes that holds it.
+
+        Where bytes come in units, as compressed ones do, all of a unit is best taken at once.
+        """
+        return start, end
+
     async def close(self) -> None:
         """Give back what the origin holds. Twice is fine; other calls are over by then."""
         return None

@@ -21,6 +21,7 @@ from pagein.origins.base import Origin, OriginError, check_range
 
 _BATCH = 1 << 20  # bytes put together and verified at a time
 _BUDGET = 32 << 20
+_NEAR = 8 << 20  # bytes of the blob in which the rest of a span is looked for: files are padded
 
 
 class LayerOrigin(Origin):
@@ -52,6 +53,15 @@ class LayerOrigin(Origin):
         async with aclosing(self._verified(offset, length)) as pieces:
             async for piece in pieces:
                 yield piece
+
+    async def around(self, start: int, end: int) -> tuple[int, int]:
+        """The whole chunks that the decoded spans of [start, end) hold, and all of that itself."""
+        if self._index.header.compression is Compression.NONE:
+            return start, end
+        try:
+            return await asyncio.to_thread(self._around, start, end)
+        except LayerError as error:
+            raise OriginError.of(str(self), str(error)) from None
 
     async def close(self) -> None:
         """Forget what was decoded, and close the compressed layer's origin."""
@@ -88,6 +98,25 @@ class LayerOrigin(Origin):
         if number < 0 or whole > WHOLE:
             return Run(self._origin, 0)
         return Run(self._origin, await asyncio.to_thread(self._index.point_end, number))
+
+    def _around(self, start: int, end: int) -> tuple[int, int]:
+        index, chunk = self._index, self._index.header.chunk
+        start, end = start // chunk * chunk, min(-(-end // chunk) * chunk, self._size)
+        wanted = list(index.pieces(start, end))
+        if not wanted:
+            return start, end
+        first = index.point_before(wanted[0].position)
+        last = index.point_before(wanted[-1].position + wanted[-1].length - 1)
+        low, high = index.point_out(first), index.point_out(last + 1)
+        if first < 0 or high - low > WHOLE:
+            return start, end
+        near = index.pieces(max(0, start - _NEAR), min(self._size, end + _NEAR))
+        inside = [p for p in near if low <= p.position and p.position + p.length <= high]
+        if not inside:
+            return start, end
+        begin = -(-inside[0].offset // chunk) * chunk
+        stop = (inside[-1].offset + inside[-1].length) // chunk * chunk
+        return min(start, begin), max(end, stop)
 
     def _pieces(self, start: int, end: int) -> list[Piece]:
         """What of the blob comes from the tar; LayerError unless it goes forward there too."""

@@ -1,0 +1,167 @@
+"""From nothing to a container's first output: a full pull by containerd, and `pagein run`.
+
+An image of Debian packages (see `coldimage`) lies in a docker-registry, twice: as it is, and with
+an index that `pagein index --push` made. Between registry and client is a link. Each start is of a
+client that has nothing, with an empty page cache; what is compared runs in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from coldimage import TAG, image
+from coldparts import Link, Start, checked, containerd, link_to, pagein, push, registry, timed
+from common import MB, Spread, console, ratios, rounds, save, table, workspace
+
+FULL, PLAIN, INDEXED = "full pull", "no index", "index"
+RESIDENT, KEPT = "pulled before", "run before"
+LINKS = {
+    "0/unlimited": (0.0, 0.0),
+    "20 ms/200 Mbit": (20.0, 200.0),
+    "50 ms/100 Mbit": (50.0, 100.0),
+}
+WORKLOADS = {
+    "print(1)": ["python3", "-c", "print(1)"],
+    "numpy app": ["python3", "/srv/app.py"],
+}
+_PROGRAMS = ("containerd", "ctr", "runc", "skopeo", "docker-registry", "pigz")
+
+
+class Contest:
+    """The contenders, on one link; keeps all starts of each."""
+
+    def __init__(self, directory: Path, link: Link, command: Sequence[str]) -> None:
+        self.starts: dict[str, list[Start]] = {}
+        self._directory = directory
+        self._link = link
+        self._command = command
+        self._image = f"127.0.0.1:{link.port}/cold"
+
+    def variants(self, wanted: Sequence[str]) -> dict[str, Callable[[], float]]:
+        """What `rounds` calls: seconds to the first output."""
+        known = {FULL: self.full, PLAIN: self.plain, INDEXED: self.indexed}
+        return {name: known[name] for name in wanted}
+
+    def full(self) -> float:
+        """Pull and run; then run once more what is here."""
+        name = f"{self._image}/plain:{TAG}"
+        with containerd(self._directory / "ctd") as client:
+
+            def pull() -> Iterator[None]:
+                client.pull(name)
+                yield
+
+            begun = timed(self._link, pull(), client.first_output(name, self._command))
+            self._note(FULL, begun)
+            self._note(RESIDENT, timed(self._link, client.first_output(name, self._command)))
+        return begun.seconds
+
+    def plain(self) -> float:
+        """`pagein run` of an image that nobody has indexed."""
+        name = f"{self._image}/plain:{TAG}"
+        with pagein(self._directory / "pagein") as client:
+            begun = timed(self._link, client.first_output(name, self._command))
+        self._note(PLAIN, begun)
+        return begun.seconds
+
+    def indexed(self) -> float:
+        """`pagein run` of an image whose index is in the registry; then once more."""
+        name = f"{self._image}/indexed:{TAG}"
+        with pagein(self._directory / "pagein") as client:
+            begun = timed(self._link, client.first_output(name, self._command))
+            self._note(INDEXED, begun)
+            client.ended()
+            self._note(KEPT, timed(self._link, client.first_output(name, self._command)))
+        return begun.seconds
+
+    def _note(self, name: str, start: Start) -> None:
+        self.starts.setdefault(name, []).append(start)
+
+
+def show(title: str, contest: Contest, found: dict[str, list[float]]) -> None:
+    """One table: seconds, what came over the link, how many times as fast as the full pull."""
+    rows = []
+    for name, starts in contest.starts.items():
+        faster = ratios(found, FULL, name).text(1) if name in found and FULL in found else ""
+        rows.append(
+            [
+                name,
+                Spread.of([each.seconds for each in starts]).text(2),
+                f"{median(each.bytes_down / MB for each in starts):.1f}",
+                f"{median(each.sequence for each in starts):.0f}",
+                faster,
+            ]
+        )
+    table(title, ["", "seconds", "MB", "in a row", "times as fast"], rows)
+
+
+def options_of() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="on which disk")
+    parser.add_argument("--link", action="append", choices=LINKS, help="only this one")
+    parser.add_argument("--workload", action="append", choices=WORKLOADS, help="only this one")
+    parser.add_argument("--only", action="append", choices=(FULL, PLAIN, INDEXED))
+    options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    if os.geteuid():
+        sys.exit("error: this mounts and runs containers, and needs root")
+    for program in _PROGRAMS:
+        if shutil.which(program) is None:
+            sys.exit(f"error: this needs {program}")
+    return options
+
+
+class _Raw(argparse.RawDescriptionHelpFormatter):
+    """The docstring as it is."""
+
+
+def main() -> None:
+    """Measure, print, save."""
+    options = options_of()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was made is taken down
+    wanted = options.only or (FULL, PLAIN, INDEXED)
+    with console.status("making the image: a minute, the first time"):
+        layout = image()
+    figures: dict[str, Any] = {"image": layout.name, "versions": versions()}
+    with (
+        workspace(options.directory) as directory,
+        registry(directory / "registry") as port,
+        link_to(port) as link,
+    ):
+        for repository in ("plain", "indexed"):
+            push(layout, TAG, f"127.0.0.1:{port}/cold/{repository}:{TAG}")
+        if INDEXED in wanted:
+            with console.status("indexing"), pagein(directory / "indexer") as client:
+                client.index(f"127.0.0.1:{port}/cold/indexed:{TAG}")
+        for place in options.link or LINKS:
+            link.set(*LINKS[place])
+            for work in options.workload or WORKLOADS:
+                contest = Contest(directory, link, WORKLOADS[work])
+                found = rounds(options.rounds, contest.variants(wanted), f"{place}, {work}")
+                show(f"{place}, {work}", contest, found)
+                figures[f"{place}, {work}"] = contest.starts
+    save(options.json, "cold_start", figures)
+
+
+def versions() -> dict[str, str]:
+    """Of those that take part."""
+    return {
+        "containerd": checked(["containerd", "--version"]).strip(),
+        "runc": checked(["runc", "--version"]).splitlines()[0],
+    }
+
+
+if __name__ == "__main__":
+    main()
