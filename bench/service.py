@@ -64,11 +64,15 @@ class Run:
     cpu: float = 0.0  # of the daemon, per READ
 
 
+_TICK = 1 / os.sysconf("SC_CLK_TCK")
+"""Seconds; of less there is no figure, and none is taken for one."""
+
+
 @dataclass(frozen=True)
 class Daemon:
-    """A daemon that runs: its process, and the name of an image's two blobs."""
+    """A daemon that runs: the process that fetches, and the name of an image's two blobs."""
 
-    process: subprocess.Popen[bytes]
+    pid: int
     keys: list[str]
 
 
@@ -128,7 +132,7 @@ class Contest:
         buffer = memoryview(bytearray(length))
         self._settled()
         known = len(self._noted())
-        cpu = _cpu(daemon.process.pid)
+        cpu = _cpu(daemon.pid)
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
@@ -146,7 +150,7 @@ class Contest:
             if asked != length:
                 raise RuntimeError(f"the kernel asked for {asked} bytes where {length} were read")
             run.service.append((done - ready) / 1e9)
-        run.cpu = (_cpu(daemon.process.pid) - cpu) / len(noted)
+        run.cpu = max(_cpu(daemon.pid) - cpu, _TICK) / len(noted)
         return run
 
     def _noted(self) -> list[tuple[int, int, int, int]]:
@@ -184,26 +188,28 @@ class Contest:
             (files / source.name).symlink_to(source)
         with self._started([str(self._program), str(cache), str(files)]) as process:
             _wait_for((cache / "graveyard").exists)
-            yield Daemon(process, [source.name for source in self._sources])
+            yield Daemon(process.pid, [source.name for source in self._sources])
 
     @contextmanager
     def _ours(self, work: Path) -> Iterator[Daemon]:
-        places = ["--state-dir", str(work), "--cache", str(work / "cache")]
+        state = work / "run"  # which root alone may enter
+        places = ["--state-dir", str(state), "--cache", str(work / "cache")]
         argv = [sys.executable, "-P", "-m", "pagein.cli.main", *places, "daemon"]
-        with self._started([*argv, "--device", DEVICE]) as process:
-            _wait_for(lambda: bool(_answer(work, {"op": "status"})))
+        with self._started([*argv, "--device", DEVICE]):
+            _wait_for(lambda: bool(_answer(state, {"op": "status"})))
+            pid = _answer(state, {"op": "status"})["pid"]
             questions = [{"op": "resolve", "source": str(source)} for source in self._sources]
-            yield Daemon(process, [_answer(work, each)["cookie"] for each in questions])
+            yield Daemon(pid, [_answer(state, each)["cookie"] for each in questions])
 
 
 def _compile(words: list[str]) -> None:
     subprocess.run(["gcc", *words], check=True)
 
 
-def _answer(work: Path, question: dict[str, Any]) -> dict[str, Any]:
+def _answer(state: Path, question: dict[str, Any]) -> dict[str, Any]:
     """What our daemon says; nothing if it does not listen yet."""
     try:
-        return ask(str(work / "daemon.sock"), question, timeout=_PATIENCE)
+        return ask(str(state / "daemon.sock"), question, timeout=_PATIENCE)
     except (ControlError, OSError):
         return {}
 

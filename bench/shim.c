@@ -13,6 +13,7 @@
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -22,6 +23,7 @@
 #include <unistd.h>
 
 #define RECORDS 65536 /* msg_ids count up from 0; more are not noted */
+#define DEVICE "/dev/cachefiles"
 #define CREAD _IOW(0x98, 1, int)
 
 static struct record {
@@ -36,6 +38,23 @@ static int (*real_poll)(struct pollfd *, nfds_t, int);
 static int (*real_epoll_wait)(int, struct epoll_event *, int, int);
 static int (*real_ioctl)(int, unsigned long, ...);
 
+/* The device may have been opened by a parent. */
+static void find_device(void)
+{
+	char path[32], target[32];
+
+	for (int fd = 0; fd < 256; fd++) {
+		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+		ssize_t length = readlink(path, target, sizeof(target) - 1);
+
+		if (length < 0)
+			continue;
+		target[length] = 0;
+		if (!strcmp(target, DEVICE))
+			device = fd;
+	}
+}
+
 __attribute__((constructor)) static void start(void)
 {
 	int fd = open(getenv("PAGEIN_TIMES"), O_RDWR | O_CLOEXEC);
@@ -45,6 +64,7 @@ __attribute__((constructor)) static void start(void)
 	if (records == MAP_FAILED)
 		err(1, "PAGEIN_TIMES");
 	close(fd);
+	find_device();
 	real_read = dlsym(RTLD_NEXT, "read");
 	real_poll = dlsym(RTLD_NEXT, "poll");
 	real_epoll_wait = dlsym(RTLD_NEXT, "epoll_wait");
@@ -71,7 +91,7 @@ int open(const char *path, int flags, ...)
 	if (!real_open)
 		real_open = dlsym(RTLD_NEXT, "open");
 	fd = real_open(path, flags, mode);
-	if (fd >= 0 && !strcmp(path, "/dev/cachefiles"))
+	if (fd >= 0 && !strcmp(path, DEVICE))
 		device = fd;
 	return fd;
 }
