@@ -93,6 +93,7 @@ class Process:
         self.half.start(resend=self.epoch > 0)
         await self.control.start()
         watch = MountWatch(loop, self.half.refresh)
+        self.half.refresh()  # of what went since we looked, before there was a watch
         os.write(self.options.ready_fd, b"r")
         os.close(self.options.ready_fd)
         try:

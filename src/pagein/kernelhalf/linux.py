@@ -85,6 +85,7 @@ class Deputy:
         await self.control.start()
         changed = asyncio.Event()
         watch = MountWatch(loop, changed.set)
+        changed.set()  # something may have gone since we looked, before there was a watch
         following = loop.create_task(self._follow(changed))
         os.write(self.options.ready_fd, b"r")
         os.close(self.options.ready_fd)

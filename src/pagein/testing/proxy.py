@@ -344,11 +344,11 @@ async def _main(options: argparse.Namespace) -> None:
     host, _, port = options.to.rpartition(":")
     async with LinkProxy(host, int(port), listen=options.listen) as proxy:
         _set_link(proxy, options.rtt_ms, options.mbit)
-        print(json.dumps({"port": proxy.port, "pid": os.getpid()}), flush=True)
         stopped = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
+        print(json.dumps({"port": proxy.port, "pid": os.getpid()}), flush=True)
         waits: list[asyncio.Task[Any]] = [loop.create_task(stopped.wait())]
         if options.commands:
             waits.append(loop.create_task(_obey(proxy)))
