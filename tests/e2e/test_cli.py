@@ -16,6 +16,7 @@ import pytest
 from tests.e2e.harness import COMMAND, DEADLINE, Image, Pagein, read_errno, serve, sums, wait_for
 from tests.e2e.readers import Reader
 
+from pagein.cli.tables import print_status
 from pagein.testing.webserver import Fault, WebServer
 
 # ---- without root -------------------------------------------------------------------------------
@@ -74,6 +75,11 @@ def test_status_without_anything(tmp_path: Path) -> None:
     )
     assert json.loads(shown.stdout)["running"] is False
     assert not (tmp_path / "run").exists()
+
+
+def test_status_between_mounts(capsys: pytest.CaptureFixture[str]) -> None:
+    print_status({"mounts": [], "blobs": [], "oldest_read": None})
+    assert capsys.readouterr().out == "nothing is mounted\n"
 
 
 # ---- with a mount -------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ def print_status(found: dict[str, Any]) -> None:
     console = Console()
     if found.get("problem"):
         console.print(f"[red]{found['problem']}[/red]")
+    if not found["mounts"]:
+        console.print("nothing is mounted")
     for mount in found["mounts"]:
         how = "complete, mounted directly" if mount["direct"] else "on demand"
         if mount.get("layers"):
