@@ -1,7 +1,8 @@
 """What every test has: the rules of the suite, and the proof that it leaves nothing behind.
 
 * `root` marks a test that mounts. Where that is impossible it skips; under CI=true a skip of it
-  fails, and so does the skip of a whole module: there a skip would hide a missing part.
+  fails, and so does that of a whole module, or of what "needs" something: there a skip would hide
+  a missing part.
 * When the last test is done, no mount, loop device, process or fd may be left that was not there
   before the first (`nothing_left_behind`).
 * `public_tmp` is for what the user half, which runs as nobody, has to read.
@@ -79,13 +80,14 @@ def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    expected_failure = hasattr(report, "wasxfail")
-    for mark in ("root", "realkernel"):
-        if not (CI and report.skipped and item.get_closest_marker(mark)) or expected_failure:
-            continue
-        reason = _skip_reason(report.longrepr)
+    if not (CI and report.skipped) or hasattr(report, "wasxfail"):
+        return report
+    reason = _skip_reason(report.longrepr).removeprefix("Skipped: ")
+    marks = [mark for mark in ("root", "realkernel") if item.get_closest_marker(mark)]
+    if marks or reason.startswith("needs "):
+        marked = "".join(f" marked `{mark}`" for mark in marks)
         report.outcome = "failed"
-        report.longrepr = f"a test marked `{mark}` was skipped under CI=true: {reason}"
+        report.longrepr = f"a test{marked} was skipped under CI=true: {reason}"
     return report
 
 

@@ -137,6 +137,16 @@ def test_a_directory_with_a_mount_below_is_not_removed(tmp_path: Path) -> None:
             "a whole module was skipped",
             id="a whole module",
         ),
+        pytest.param(
+            "import pytest\ndef test(): pytest.skip('needs pigz')",
+            "under CI=true: needs pigz",
+            id="a missing program",
+        ),
+        pytest.param(
+            "import pytest\n@pytest.mark.skipif(True, reason='needs pigz')\ndef test(): pass",
+            "under CI=true: needs pigz",
+            id="a missing program, by mark",
+        ),
     ],
 )
 def test_a_skip_that_hides_something_fails_under_ci_only(

@@ -67,11 +67,11 @@ def compile_c(compiler: str, source: str, program: Path) -> subprocess.Completed
 def header(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
-        pytest.skip("no C compiler: install gcc to check layouts against <linux/cachefiles.h>")
+        pytest.skip("needs a C compiler (gcc)")
     program = tmp_path_factory.mktemp("uapi") / "layout"
     bare = "#include <linux/cachefiles.h>\nint main(void) { return 0; }\n"
     if compile_c(compiler, bare, program).returncode:
-        pytest.skip("no <linux/cachefiles.h> that compiles: install linux-libc-dev and libc6-dev")
+        pytest.skip("needs <linux/cachefiles.h> (linux-libc-dev, libc6-dev)")
     compiled = compile_c(compiler, PROGRAM, program)
     assert compiled.returncode == 0, compiled.stderr
     ran = subprocess.run([program], capture_output=True, text=True, timeout=60, check=True)

@@ -10,6 +10,7 @@ import concurrent.futures
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -84,15 +85,24 @@ def _failed(top: Path) -> Iterator[str]:
     ).stdout
     if not found.startswith(str(top)):
         raise RuntimeError(f"the tests would not run the copy, but {found}")
-    run = subprocess.run(
-        argv, env=env, cwd=top, capture_output=True, text=True, timeout=LIMIT, check=False
-    )
+    with subprocess.Popen(
+        argv,
+        env=env,
+        cwd=top,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as run:
+        try:
+            said, _ = run.communicate(timeout=LIMIT)
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)
+            raise RuntimeError(f"the tests hang:\n{run.communicate()[0][-2000:]}") from None
     if run.returncode:
-        named = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.MULTILINE)
+        named = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
         if named is None:
-            raise RuntimeError(
-                f"pytest failed by itself:\n{run.stdout[-2000:]}{run.stderr[-2000:]}"
-            )
+            raise RuntimeError(f"pytest failed by itself:\n{said[-2000:]}")
         yield named[1]
 
 

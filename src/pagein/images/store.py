@@ -10,7 +10,6 @@ A file gets its name when it is whole and has been verified, so what is there ne
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import tempfile
 import time
@@ -76,16 +75,6 @@ class Store:
             with self.create(kind) as new:
                 new.file.write(data)
                 new.keep(digest)
-
-    def is_whole(self, kind: str, digest: str) -> bool:
-        """Whether the file is there and its content is what its name says; reads all of it."""
-        algorithm = digest.partition(":")[0]
-        try:
-            with open(self.path(kind, digest), "rb") as file:
-                found = hashlib.file_digest(file, algorithm)
-        except FileNotFoundError:
-            return False
-        return f"{algorithm}:{found.hexdigest()}" == digest
 
 
 class New:

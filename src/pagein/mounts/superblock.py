@@ -1,21 +1,23 @@
 """The EROFS superblock, as far as one must look into it before mounting. No I/O.
 
-Layout: ``fs/erofs/erofs_fs.h`` of the kernel, little-endian whatever the host.
+The layout is that of `erofs.format`, and one feature more: what the kernel mounts may be newer, or
+compressed, which `erofs.reader` refuses.
 """
 
 import struct
 from dataclasses import dataclass
 from typing import Final
 
-OFFSET: Final = 1024
+from pagein.erofs import format as layout
+
+OFFSET: Final = layout.SUPER_OFFSET
 """Where the superblock lies in the primary file, in bytes."""
-SIZE: Final = 128
-MAGIC: Final = 0xE0F5E1E2
-SLOT_SIZE: Final = 128
+SIZE: Final = layout.SUPERBLOCK.size
+MAGIC: Final = layout.MAGIC
+SLOT_SIZE: Final = layout.DEVICE.size
 """Bytes of one entry of the device table."""
 
 _FEATURE_48BIT: Final = 0x80  # feature_incompat: block counts have 16 more bits
-_SUPERBLOCK: Final = struct.Struct("<I8xB1xH20xI40xI2xHH38x")
 _SLOT: Final = struct.Struct("<64xI4xH54x")
 _BLOCK_BITS: Final = range(9, 17)  # 512 bytes to 64 KiB
 
@@ -57,7 +59,9 @@ def superblock(data: bytes) -> Superblock:
     """
     if len(data) < SIZE:
         raise ValueError(f"not an EROFS image: it ends at {OFFSET + len(data)} bytes")
-    magic, bits, root, low, incompat, devices, slot = _SUPERBLOCK.unpack_from(data)
+    fields = layout.SUPERBLOCK.unpack_from(data)
+    magic, bits, root, low = fields[0], fields[3], fields[5], fields[9]
+    incompat, devices, slot = fields[14], fields[16], fields[17]
     if magic != MAGIC:
         raise ValueError(f"not an EROFS image: its magic is {magic:#010x}, not {MAGIC:#010x}")
     if bits not in _BLOCK_BITS:
