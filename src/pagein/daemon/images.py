@@ -21,6 +21,7 @@ from pagein.daemon.secrets import Secrets
 from pagein.images.auth import Credentials
 from pagein.images.connections import Connections
 from pagein.images.layerblob import LayerBlob
+from pagein.images.layers.spans import Kept
 from pagein.images.platforms import host_platform, parse_platform
 from pagein.images.pull import Pull, Pulled
 from pagein.images.store import Store
@@ -57,6 +58,7 @@ class Images:
         self._records = records
         self._secrets = secrets
         self._connections = Connections(secrets, timeout=timeout)
+        self._spans = Kept()
         self._jobs: dict[tuple[str, str], _Job] = {}
         self._watch: asyncio.Task[None] | None = None
 
@@ -72,7 +74,7 @@ class Images:
 
     async def open(self, blob: LayerBlob) -> Origin:
         """The origin of a blob of a layer."""
-        return await blob.open(self._store, self._connections)
+        return await blob.open(self._store, self._connections, self._spans)
 
     async def image(self, question: dict[str, Any]) -> Answer:
         """Layers and config of `source`, or how far it is. Raises OSError in one line."""
