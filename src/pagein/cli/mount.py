@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import os
@@ -11,7 +12,8 @@ from typing import Annotated
 import typer
 
 from pagein.cli.errors import fail, one_line_errors
-from pagein.cli.halves import Ask, kept_running
+from pagein.cli.halves import Ask, kept_running, nothing
+from pagein.cli.imagemount import Wanted, mount_image
 from pagein.cli.settings import (
     DEFAULT_CACHE,
     CacheDir,
@@ -86,18 +88,20 @@ def mount(
         if loop and front_end is FrontEnd.KERNEL:
             raise ControlError(errno.EINVAL, "--loop is for the front end `fuse`")
         user = check_user(daemon_user or default_user())
-        with kept_running(settings, timeout, user, front_end) as ask:
+        wanted = Wanted(settings, source, platform)
+        begin = wanted.begin if image else nothing
+        with (
+            contextlib.closing(wanted),
+            kept_running(settings, timeout, user, front_end, begin) as ask,
+        ):
             found = ask({"op": "status"}, 10.0)
             _check_front_end(settings, found, front_end)
             _check_cache(settings, found["cache"])
             if image:
-                from pagein.cli.imagemount import Wanted, mount_image
-
                 writable = Writable(rw) if rw else None
                 mount_image(
-                    settings,
                     ask,
-                    Wanted(source, platform),
+                    wanted,
                     target,
                     writable=writable,
                     loop="always" if loop else "auto",
