@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Sequence
 from typing import Final
 
 PATH_MAX: Final = 4096
@@ -24,9 +23,9 @@ class _Range(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-def _failed(path: str = "") -> OSError:
+def _failed() -> OSError:
     number = ctypes.get_errno()
-    return OSError(number, os.strerror(number), path or None)
+    return OSError(number, os.strerror(number))
 
 
 def read_memory(tid: int, address: int, length: int) -> bytes:
@@ -56,23 +55,17 @@ def read_string(tid: int, address: int, most: int = PATH_MAX) -> bytes:
     raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
 
 
-def write_memory(tid: int, ranges: Sequence[tuple[int, int]], data: bytes) -> None:
-    """Write `data` over ranges (address, length), one after the other. Raises OSError EFAULT."""
-    at = 0
-    for address, length in ranges:
-        piece = data[at : at + length]
-        if not piece:
-            break
-        ours = _Range(ctypes.cast(ctypes.c_char_p(piece), ctypes.c_void_p).value, len(piece))
-        theirs = _Range(address, len(piece))
-        count: int = _libc.process_vm_writev(
-            tid, ctypes.byref(ours), 1, ctypes.byref(theirs), 1, ctypes.c_ulong(0)
-        )
-        if count < 0:
-            raise _failed()
-        if count != len(piece):
-            raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
-        at += count
+def write_memory(tid: int, address: int, data: bytes) -> None:
+    """Write all of `data` at `address`. Raises OSError EFAULT."""
+    ours = _Range(ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value, len(data))
+    theirs = _Range(address, len(data))
+    count: int = _libc.process_vm_writev(
+        tid, ctypes.byref(ours), 1, ctypes.byref(theirs), 1, ctypes.c_ulong(0)
+    )
+    if count < 0:
+        raise _failed()
+    if count != len(data):
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
 
 
 def take_fd(tid: int, fd: int) -> int:
@@ -104,8 +97,19 @@ def process_of(tid: int) -> int:
 
 
 def may_administer(tid: int) -> bool:
-    """Whether it has CAP_SYS_ADMIN, which an open of the device needs (facts 1)."""
+    """Whether it has CAP_SYS_ADMIN."""
     return bool(int(_status(tid, b"CapEff"), 16) >> _CAP_SYS_ADMIN & 1)
+
+
+def check_may_open(tid: int) -> None:
+    """Raise OSError as an open of /dev/cachefiles does, a file of root's with mode 0600 (facts 1).
+
+    EACCES by that, EPERM without CAP_SYS_ADMIN.
+    """
+    if not may_administer(tid):
+        *_, user = _status(tid, b"Uid").split()
+        number = errno.EACCES if int(user) else errno.EPERM
+        raise OSError(number, os.strerror(number))
 
 
 def _status(tid: int, field: bytes) -> bytes:

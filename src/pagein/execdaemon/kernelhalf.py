@@ -9,7 +9,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pagein.control import ControlError, ask
@@ -76,9 +76,7 @@ class KernelHalf:
             targets = [mount["target"] for mount in found["mounts"]]
         blobs = self._path("blobs") + "/"
         targets += [e.target for e in syscalls.mounts() if e.source.startswith(blobs)]
-        for target in dict.fromkeys(targets):
-            with contextlib.suppress(OSError):
-                syscalls.umount(target, syscalls.MNT_DETACH)
+        _detach(dict.fromkeys(targets))
 
     def end(self, keepers: Sequence[int]) -> None:
         """Unmount, end the keeper, if it runs, and wait for it."""
@@ -91,6 +89,14 @@ class KernelHalf:
             tree.reap()
             time.sleep(0.01)
         tree.end((), _END_TIMEOUT)
+        ours = (self._path("dev"), self._path("blobs"))
+        _detach(e.target for e in syscalls.mounts() if e.target in ours)  # of a keeper that died
 
     def _path(self, name: str) -> str:
         return os.path.join(self._state_dir, name)
+
+
+def _detach(targets: Iterable[str]) -> None:
+    for target in targets:
+        with contextlib.suppress(OSError):
+            syscalls.umount(target, syscalls.MNT_DETACH)

@@ -109,8 +109,7 @@ class Supervisor:
         if flags & os.O_PATH or not self._is_device(call.tid, directory, path):
             self._listener.go_on(call)
             return
-        if not caller.may_administer(call.tid):
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))  # facts 1
+        caller.check_may_open(call.tid)
         fd = os.open(self._device, flags & _OPEN_FLAGS | os.O_CLOEXEC)
         try:
             self._give(call, fd, 0, cloexec=bool(flags & os.O_CLOEXEC))
@@ -181,24 +180,32 @@ class Supervisor:
             if taken is None:
                 self._listener.go_on(call)
                 return
-            ranges = self._buffers(call)
-            data = os.read(taken, min(sum(length for _, length in ranges), _MOST))
-            if data:
-                self._deliver(call, taken, ranges, data)
-            self._listener.answer(call, len(data))
+            count = 0
+            for address, length in self._buffers(call):
+                try:
+                    data = os.read(taken, min(length, _MOST))
+                    if data:
+                        self._deliver(call, taken, address, data)
+                except OSError:
+                    if not count:
+                        raise
+                    break
+                count += len(data)
+                if len(data) < length:
+                    break
+            self._listener.answer(call, count)
 
     def _buffers(self, call: Notification) -> list[tuple[int, int]]:
+        """Addresses and lengths; the device is read into each by itself, like a terminal."""
         _, address, length, *_ = call.args
         if not call.name.endswith(("v", "v2")):
             return [(address, length)]
         if length > _IOV_MAX:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         table = caller.read_memory(call.tid, address, length * _IOVEC.size)
-        return [(base, size) for base, size in _IOVEC.iter_unpack(table)]
+        return [(base, size) for base, size in _IOVEC.iter_unpack(table) if size]
 
-    def _deliver(
-        self, call: Notification, device: int, ranges: list[tuple[int, int]], data: bytes
-    ) -> None:
+    def _deliver(self, call: Notification, device: int, address: int, data: bytes) -> None:
         """Write what was read into the daemon, an OPEN with an fd of it.
 
         What cannot be delivered is failed, as the kernel does (facts 4.4).
@@ -206,14 +213,13 @@ class Supervisor:
         try:
             message = decode(data)
         except ProtocolError:  # the state line of the original mode
-            caller.write_memory(call.tid, ranges, data)
+            caller.write_memory(call.tid, address, data)
             return
         try:
-            caller.write_memory(call.tid, ranges, data)
+            caller.write_memory(call.tid, address, data)
             if isinstance(message, Open):
                 number = self._anonymous(call, message.object_id)
-                whole = data[:_FD_AT] + struct.pack("=I", number) + data[_FD_AT + 4 :]
-                caller.write_memory(call.tid, ranges, whole)
+                caller.write_memory(call.tid, address + _FD_AT, struct.pack("=I", number))
         except OSError as problem:
             with contextlib.suppress(OSError):
                 self._lose(device, message, problem.errno or errno.EIO)
