@@ -11,6 +11,7 @@ from pagein.cli import (
     daemon,
     device,
     du,
+    execdaemon,
     extract,
     images,
     index,
@@ -71,6 +72,7 @@ app.command("images")(images.images)
 app.command("index")(index.index)
 app.command("daemon")(daemon.daemon)
 app.command("device")(device.device)
+app.command("exec-daemon")(execdaemon.exec_daemon)
 
 
 def main() -> None:

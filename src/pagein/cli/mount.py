@@ -73,6 +73,15 @@ def mount(
             help="`fuse`: pagein is the kernel half. `kernel`: Linux is, with /dev/cachefiles.",
         ),
     ] = FrontEnd.FUSE,
+    options: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            metavar="fsid=NAME,...",
+            help="As `mount -t erofs -o fsid=...`, for a daemon of one's own; SOURCE is ignored.",
+        ),
+    ] = None,
+    kind: Annotated[str, typer.Option("-t", metavar="erofs", hidden=True)] = "erofs",
     loop: Annotated[
         bool, typer.Option("--loop", help="Go through loop devices, as older kernels must.")
     ] = False,
@@ -83,6 +92,11 @@ def mount(
     settings = settings_of(ctx, state_dir, cache)
     with one_line_errors():
         target = _check_target(directory)
+        if options is not None:
+            from pagein.cli.fsidmount import mount_by_fsid
+
+            mount_by_fsid(settings, kind, options, target, timeout)
+            return
         image = is_image(source)
         _check_options(image, front_end, device, rw, platform)
         if loop and front_end is FrontEnd.KERNEL:
