@@ -220,10 +220,10 @@ class CachefilesDevice:
         self._need_ondemand(session)
         obj = session.requests.copen(args)
         self._changed()
-        if obj is not None:
+        if obj is not None and (looking_up := obj.looking_up) is not None:
             # The daemon may write as soon as its copen returns: the file is there by then.
             async with asyncio.timeout(self._copen_timeout):
-                await obj.ready.wait()
+                await looking_up.wait()
 
     async def _cmd_restore(self, session: Session, args: bytes) -> None:
         self._need_ondemand(session)
