@@ -53,8 +53,9 @@ class BackingFile:
     def __init__(self, cache: Cache, path: bytes, fd: int, object_size: int) -> None:
         """Take over `fd`, open for reading and writing, even if this fails; reads the extents.
 
-        Blocks. `path` is relative to the cache directory; `object_size` is in bytes. A complete file that
-        somebody else has open, as a direct mount has, is kept open read-only: see `read_only`.
+        Blocks. `path` is relative to the cache directory; `object_size` is in bytes. A complete
+        file that somebody else has open, as a direct mount has, is kept open read-only: see
+        `read_only`.
         """
         self.cache = cache
         self.path = path
@@ -237,7 +238,7 @@ class BackingFile:
             self._check_writable()  # once more: the file may just have been opened again
             self._take_back_owed(fd)
             slot = self.cache.inflight.enter(self.path, offset, len(data))
-            written, problem = _write_all(fd, data, offset)
+            written, problem = self._write_all(fd, data, offset)
             if problem is not None:
                 # Whole pages only, and of the rest nothing may be left: on a full disk ext4 has
                 # blocks of zeros, which would pass for data, where it says it wrote nothing.
@@ -251,6 +252,18 @@ class BackingFile:
         if problem is not None and not written:
             raise problem
         return written
+
+    def _write_all(
+        self, fd: int, data: memoryview, offset: int
+    ) -> tuple[int, BaseException | None]:
+        """How many bytes could be written, and what stopped it."""
+        done = 0
+        try:
+            while done < len(data):
+                done += self.cache.store(fd, data[done:], offset + done)
+        except BaseException as problem:
+            return done, problem
+        return done, None
 
     def _take_back_owed(self, fd: int) -> None:
         """Punch what failed writes may have left; until that is done their entries stay."""
@@ -312,14 +325,3 @@ async def _to_its_end(writing: asyncio.Future[int]) -> int:
         if not writing.cancelled():
             writing.exception()  # nobody is left whom it concerns
         raise
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> tuple[int, BaseException | None]:
-    """How many bytes could be written, and what stopped it."""
-    done = 0
-    try:
-        while done < len(data):
-            done += os.pwrite(fd, data[done:], offset + done)
-    except BaseException as problem:
-        return done, problem
-    return done, None

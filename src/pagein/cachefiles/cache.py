@@ -167,6 +167,10 @@ class Cache:
         except FileNotFoundError:
             return None
 
+    def store(self, fd: int, data: memoryview, offset: int) -> int:
+        """pwrite to an open file of the cache."""
+        return os.pwrite(fd, data, offset)
+
     def exists(self, relative: bytes) -> bool:
         """Whether there is a file of that name."""
         return os.path.lexists(self.path_of(relative))
