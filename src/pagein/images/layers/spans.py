@@ -24,7 +24,7 @@ from pagein.images.layers.index import Place
 from pagein.images.layers.zstd import ZstdDecoder
 from pagein.origins.base import Origin, OriginError
 
-KEPT: Final = 32 << 20
+KEPT: Final = 64 << 20
 """Bytes of spans that are kept, over all layers of a process: an image may have a hundred."""
 
 REQUESTS: Final = 16
