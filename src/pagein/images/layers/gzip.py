@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import cycle
 
 from pagein.images.layers import window
+from pagein.images.layers.deflate import ERRORS, decompressor
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.inflate import WINDOW, Inflate
 from pagein.images.layers.point import INTERVAL, KEPT, Output, Point
@@ -209,7 +210,7 @@ class GzipDecoder:
         """What `data` decodes to, in pieces of up to 1 MiB; LayerError if it is damaged."""
         try:
             yield from self._feed(data)
-        except zlib.error as error:
+        except ERRORS as error:
             raise LayerError(f"gzip: {error}") from None
 
     def _feed(self, data: bytes) -> Iterator[bytes]:
@@ -228,7 +229,7 @@ class GzipDecoder:
                 if data[0] != _MAGIC:
                     return  # padding
                 self._between = False
-                self._decoder = zlib.decompressobj(31)
+                self._decoder = decompressor(31)
             decoder = self._decoder
             assert decoder is not None
             if piece := decoder.decompress(data, _PIECE):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import zlib
 
+from pagein.images.layers.deflate import ERRORS, decompressor
 from pagein.images.layers.inflate import WINDOW
 
 # An empty block with fixed codes is 10 bits, the shortest with dynamic codes that is odd is 97:
@@ -46,8 +47,7 @@ def enter(bit: int, first: int, window: bytes) -> tuple[zlib._Decompress, bytes]
 
     `first` is the byte which that bit lies in; feed what follows that byte next.
     """
-    decoder = zlib.decompressobj(-15, zdict=window) if window else zlib.decompressobj(-15)
-    return decoder, preamble(bit % 8, first)
+    return decompressor(-15, window), preamble(bit % 8, first)
 
 
 def sparse(window: bytes, bit: int, data: bytes, output: bytes) -> bytes:
@@ -73,7 +73,7 @@ def sparse(window: bytes, bit: int, data: bytes, output: bytes) -> bytes:
                 kept[source] = window[source]
         result = bytes(kept)
         return result if _decode(result, bit, data, len(output)) == output else window
-    except zlib.error:
+    except ERRORS:
         return window
 
 
