@@ -65,26 +65,46 @@ def write(
 
     Raises ValueError, naming the path, for what EROFS cannot hold, before the first byte.
     """
-    if uuid is not None and len(uuid) != 16:
+    if uuid is not None:
+        pieces = stream(
+            root, uuid=uuid, devices=devices, volume_name=volume_name, build_time_ns=build_time_ns
+        )
+        return _copy(pieces, out)
+    places, head = _plan(root, devices, volume_name, build_time_ns)
+    start = out.tell()
+    blank = head.pack(bytes(16))
+    digest = hashlib.sha256()
+    length = _copy(_pieces(blank, places), out, digest)
+    out.seek(start)
+    out.write(head.pack(_uuid8(digest.digest())))
+    out.seek(start + length)
+    return length
+
+
+def stream(
+    root: Node,
+    *,
+    uuid: bytes,
+    devices: Sequence[Device] = (),
+    volume_name: bytes = b"",
+    build_time_ns: int = 0,
+) -> Iterator[bytes]:
+    """What `write` writes, in pieces of any size. The ValueError is raised here, not later."""
+    if len(uuid) != 16:
         raise ValueError(f"a UUID of {len(uuid)} bytes")
+    places, head = _plan(root, devices, volume_name, build_time_ns)
+    return _pieces(head.pack(uuid), places)
+
+
+def _plan(
+    root: Node, devices: Sequence[Device], volume_name: bytes, build_time_ns: int
+) -> tuple[Places, _Head]:
     if len(volume_name) > _VOLUME_NAME_MAX or b"\0" in volume_name:
         raise ValueError(f"{volume_name!r} as a volume name: at most {_VOLUME_NAME_MAX} bytes fit")
     if not -(1 << 63) <= build_time_ns // NANOSECONDS < 1 << 63:
         raise ValueError(f"a build time of {build_time_ns} ns is beyond 64 bits of seconds")
     places = place(Survey(root), devices, build_time_ns)
-    head = _Head(places, volume_name)
-    if uuid is not None:
-        _copy(_pieces(head.pack(uuid), places), out)
-        return places.blocks << BLOCK_BITS
-    start = out.tell()
-    blank = head.pack(bytes(16))
-    digest = hashlib.sha256()
-    _copy(_pieces(blank, places), out, digest)
-    end = out.tell()
-    out.seek(start)
-    out.write(head.pack(_uuid8(digest.digest())))
-    out.seek(end)
-    return places.blocks << BLOCK_BITS
+    return places, _Head(places, volume_name)
 
 
 def _uuid8(digest: bytes) -> bytes:
@@ -95,14 +115,18 @@ def _uuid8(digest: bytes) -> bytes:
     return bytes(made)
 
 
-def _copy(pieces: Iterable[bytes], out: BinaryIO, digest: hashlib._Hash | None = None) -> None:
+def _copy(pieces: Iterable[bytes], out: BinaryIO, digest: hashlib._Hash | None = None) -> int:
+    """Write the pieces, a megabyte at a time; the length of all."""
     waiting = bytearray()
+    length = 0
     for piece in pieces:
         waiting += piece
         if len(waiting) >= _PIECE:
+            length += len(waiting)
             _put(waiting, out, digest)
             waiting = bytearray()
     _put(waiting, out, digest)
+    return length + len(waiting)
 
 
 def _put(data: bytearray, out: BinaryIO, digest: hashlib._Hash | None) -> None:
