@@ -97,6 +97,15 @@ class BlobBuilder:
 
     def data(self, position: int, view: memoryview) -> None:
         """Stored bytes from offset `position` in the tar."""
+        at = self._next
+        begin = self.offsets[at] + position - self.positions[at] - self._start
+        end = begin + len(view)
+        if len(view) == self.lengths[at] and end <= _BUFFER:  # a whole file, as nearly all are
+            self._zeros(begin)
+            self._buffer[begin:end] = view
+            self._filled = end
+            self._next = at + 1
+            return
         while view:
             at = self._next
             past = position - self.positions[at]
