@@ -29,6 +29,7 @@ from pagein.daemon.device import DEVICE_LOST, Device, DeviceDead
 from pagein.daemon.filedevice import FileDevice
 from pagein.daemon.images import Images
 from pagein.daemon.loop import Daemon, raise_fd_limit
+from pagein.daemon.objects import Blob
 from pagein.daemon.privileges import give_up_privileges
 from pagein.daemon.records import Records
 from pagein.daemon.secrets import Secrets
@@ -57,9 +58,17 @@ class Process:
         self.stopping = False
         self.records = Records(os.path.join(cache, RECORDS), load_record)
         secrets = Secrets(secrets_fd)
-        self.images = Images(os.path.join(cache, IMAGES), self.records, secrets, timeout=timeout)
+        self.images = Images(
+            os.path.join(cache, IMAGES), self.records, secrets, timeout=timeout, find=self._find
+        )
         self.session = pagein.origins.http.new_session()
-        self.daemon = Daemon(device, self._origin, cache=cache, timeout=timeout)
+        self.daemon = Daemon(
+            device,
+            self._origin,
+            cache=cache,
+            timeout=timeout,
+            opened=self.images.prefetcher.opened,
+        )
 
     def stop(self) -> None:
         """Told to end: from now on the device may go at any moment."""
@@ -72,6 +81,9 @@ class Process:
         if isinstance(identity, LayerBlob):
             return await self.images.open(identity)
         return open_origin(identity, timeout=self.timeout, session=self.session)
+
+    def _find(self, cookie: bytes) -> Blob | None:
+        return next((b for b in self.daemon.objects.blobs() if b.key[1] == cookie), None)
 
     async def resolve(self, question: dict[str, Any]) -> Answer:
         """Look at a source; its key for the kernel half."""
@@ -94,6 +106,12 @@ class Process:
             log.warning("%s; going on with what is known of it", problem.strerror)
             return known
 
+    async def translate(self, question: dict[str, Any]) -> Answer:
+        """Touches of blobs as touches of files: see `record.translate`."""
+        given = question["touches"]
+        found, unknown = await asyncio.to_thread(self.images.translate, given)
+        return {"touches": found, "unknown": unknown}
+
     async def status(self, question: dict[str, Any]) -> Answer:
         """What was fetched, for `pagein status`."""
         blobs = self.daemon.stats()
@@ -114,6 +132,7 @@ async def _run(process: Process, control: socket.socket, ready_fd: int) -> None:
         "resolve": process.resolve,
         "image": process.images.image,
         "status": process.status,
+        "translate": process.translate,
     }
     server = ControlServer(control, handlers)
     await server.start()

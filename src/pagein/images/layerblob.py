@@ -66,11 +66,17 @@ class LayerBlob(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
         return msgspec.json.encode(self)
 
     async def open(
-        self, store: Store, connections: Connections, *, budget: int = _BUDGET
+        self,
+        store: Store,
+        connections: Connections,
+        *,
+        budget: int = _BUDGET,
+        layer: Origin | None = None,
     ) -> Origin:
         """Its origin. OriginError when the index is not in the store any more, or damaged.
 
-        `budget`: bytes of decoded data that are kept.
+        `budget`: bytes of decoded data that are kept. `layer`: the compressed layer, if it is not
+        to be that of `compressed`; it is closed with the origin.
         """
         path = store.path("indexes", self.index)
         try:
@@ -83,7 +89,7 @@ class LayerBlob(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
         try:
             if self.part == "meta":
                 return _Meta(index, self.patches)
-            return _Data(index, compressed(store, connections, self), budget=budget)
+            return _Data(index, layer or compressed(store, connections, self), budget=budget)
         except BaseException:
             index.close()
             raise
