@@ -48,6 +48,24 @@ def test_demand_goes_before_prefetch() -> None:
     assert order[-1] == 6 * MIB
 
 
+def test_who_wants_to_know_when_a_prefetch_is_over_waits_for_it() -> None:
+    async def main() -> None:
+        origin = FakeOrigin(content(MIB), lambda *_: Get(piece=64 * KIB, delay=0.1))
+        cache = Cache(MIB)
+        fill = make_fill(origin, cache)
+        fill.prefetch(0, 256 * KIB)
+        assert await fill.prefetched(128 * KIB, 256 * KIB)
+        assert cache.held.covers(0, 384 * KIB)
+        assert len(origin.gets) == 2
+        origin.behave = lambda *_: Get(stop=0, error=passing())
+        assert not await fill.prefetched(512 * KIB, 4096)
+        await fill.close()
+        with pytest.raises(OSError, match="closed"):
+            await fill.prefetched(0, MIB)
+
+    run(main())
+
+
 def test_a_prefetch_stands_still_while_somebody_waits_for_something_else() -> None:
     async def main() -> None:
         origin = FakeOrigin(content(8 * MIB), lambda *_: Get(piece=77_777, delay=0.1))

@@ -7,6 +7,7 @@ whoever comes later tries again.
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from collections.abc import Iterable
 from typing import Final
@@ -39,3 +40,18 @@ class RecentFailures:
             if any(low < end and start < high for start, end in wanted):
                 return error
         return None
+
+
+def again(error: Exception) -> OSError:
+    """A fresh exception of the same meaning: one must not be raised twice."""
+    number = error.errno if isinstance(error, OSError) else None
+    fresh = OSError(number or errno.EIO, text_of(error))
+    fresh.__cause__ = error
+    return fresh
+
+
+def text_of(error: Exception) -> str:
+    """What `error` says, in one line."""
+    if isinstance(error, OSError) and len(error.args) > 1:
+        return str(error.args[1])
+    return str(error) or type(error).__name__

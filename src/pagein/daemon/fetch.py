@@ -123,6 +123,10 @@ class Fetch:
             at = end
         return missing
 
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether some of [start, end) is among what it brings."""
+        return self.start < end and start < self.end
+
     # ---- receiving
 
     async def _get(self, start: int, end: int) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from pagein.daemon.buffers import Budget, GaveWay
-from pagein.daemon.failures import RecentFailures
+from pagein.daemon.failures import RecentFailures, again, text_of
 from pagein.daemon.fetch import Claim, Failure, Fetch, Then, Waiting, Write
 from pagein.daemon.readahead import WINDOW_MAX, Policy
 from pagein.origins.base import Origin
@@ -124,7 +124,7 @@ class Fill:
         around = await self.origin.around(start, end)
         self._check_open()
         if (recent := self._failures.find(self.present.gaps(start, end), now)) is not None:
-            raise _again(recent)
+            raise again(recent)
         read = Waiting(start, end, then)
         self._add(read)
         try:
@@ -139,9 +139,26 @@ class Fill:
         return self.present.covers(*self.pages(off, length))
 
     def prefetch(self, off: int, length: int) -> None:
-        """Fetch a range in the background, after everything that somebody waits for."""
+        """Fetch a range in the background, after everything that somebody waits for.
+
+        At most `AHEAD_RUNNING` such fetches run at once over all blobs of a budget, in the order
+        in which they were asked for; they hold still while somebody waits for another fetch.
+        Failures are logged, and leave a gap.
+        """
         self._check_open()
         self._launch(*self.pages(off, length))
+
+    async def prefetched(self, off: int, length: int) -> bool:
+        """As `prefetch`, and wait until that is over; whether all of the range is here now.
+
+        Cancelled, it just stops waiting. There is no deadline but those of the fetches.
+        """
+        self.prefetch(off, length)
+        start, end = self.pages(off, length)
+        tasks = [task for each, task in self._fetches.items() if each.overlaps(start, end)]
+        if tasks:
+            await asyncio.wait(tasks)
+        return self.covers(off, length)
 
     # ---- for the owner
 
@@ -218,7 +235,7 @@ class Fill:
                 continue
             if not failure.retry or self._time_left(deadline) <= pause:
                 raise self._give_up(read, failure.error)
-            log.info("%s: %s; trying again in %g s", self.name, _text(failure.error), pause)
+            log.info("%s: %s; trying again in %g s", self.name, text_of(failure.error), pause)
             pause = await self._nap(read, pause)
 
     async def _outcome(self, read: Waiting, deadline: float) -> Failure | None:
@@ -238,7 +255,7 @@ class Fill:
     def _late(self, last: Exception | None) -> OSError:
         cause = f"{self.origin}: no answer within {self.timeout:g} s"
         if last is not None:
-            cause += f" (last error: {_text(last)})"
+            cause += f" (last error: {text_of(last)})"
         return OSError(errno.EIO, cause)
 
     def _give_up(self, read: Waiting, error: Exception) -> OSError:
@@ -246,7 +263,7 @@ class Fill:
         now = asyncio.get_running_loop().time()
         gaps = list(self.present.gaps(read.start, read.end))
         self.errors += 1
-        self.last_error = _text(error)
+        self.last_error = text_of(error)
         if self._failures.find(gaps, now) is None:
             length = read.end - read.start
             log.error(
@@ -254,17 +271,17 @@ class Fill:
                 self.name,
                 length,
                 read.start,
-                _text(error),
+                text_of(error),
                 # A bug in somebody's origin: the cause alone would not show where.
                 exc_info=None if isinstance(error, OSError) else error,
             )
         self._failures.add(gaps, error, now)
-        return _again(error)
+        return again(error)
 
     def _add(self, read: Waiting) -> None:
         self._reads.add(read)
         for fetch in self._fetches:
-            if fetch.start < read.end and read.start < fetch.end:
+            if fetch.overlaps(read.start, read.end):
                 self._join(fetch, read)
 
     def _join(self, fetch: Fetch, read: Waiting) -> None:
@@ -296,7 +313,7 @@ class Fill:
         for fetch in [Fetch(self, *gap) for gap in self._claim(start, end)]:
             self._fetches[fetch] = asyncio.create_task(self._run(fetch))
             for read in self._reads:
-                if fetch.start < read.end and read.start < fetch.end:
+                if fetch.overlaps(read.start, read.end):
                     self._join(fetch, read)
 
     def _claim(self, start: int, end: int) -> list[tuple[int, int]]:
@@ -327,7 +344,7 @@ class Fill:
         if error is not None:
             self._calm_until = asyncio.get_running_loop().time() + CALM
             if not fetch.waiting:
-                log.info("%s: fetching ahead failed: %s", self.name, _text(error))
+                log.info("%s: fetching ahead failed: %s", self.name, text_of(error))
         failure = Failure(error, gap[0]) if error is not None and gap is not None else None
         for read in fetch.waiting:
             if not read.napping:
@@ -378,17 +395,3 @@ class Fill:
     def _check_open(self) -> None:
         if self._closed:
             raise OSError(errno.ECANCELED, "the object was closed")
-
-
-def _again(error: Exception) -> OSError:
-    """A fresh exception of the same meaning: one must not be raised twice."""
-    number = error.errno if isinstance(error, OSError) else None
-    fresh = OSError(number or errno.EIO, _text(error))
-    fresh.__cause__ = error
-    return fresh
-
-
-def _text(error: Exception) -> str:
-    if isinstance(error, OSError) and len(error.args) > 1:
-        return str(error.args[1])
-    return str(error) or type(error).__name__
