@@ -18,13 +18,21 @@ from pagein.cli.sources import VOLUME
 from pagein.cli.stacks import Layer, Writable, mount_stack
 from pagein.control import Answer, ControlError, NotListening
 
+_MAX_PACKED = 900_000
+"""Bytes of a packed trace: with the rest of the question less than `control.MAX_LINE`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """An image as a user named it; `platform` is "" for that of this machine."""
+    """An image as a user named it; `platform` is "" for that of this machine.
+
+    `trace` is the file of one, to be used instead of the one that is beside the image's indexes.
+    """
 
     source: str
     platform: str = ""
+    trace: str | None = None
+    prefetch: bool = True
 
 
 def mount_image(
@@ -73,6 +81,8 @@ def _bring(settings: Settings, wanted: Wanted, *, timeout: float) -> Answer:
         "op": "image",
         "source": absolute(wanted.source),
         "platform": wanted.platform,
+        "prefetch": wanted.prefetch,
+        "trace": _packed(wanted.trace) if wanted.trace else "",
         "auth": asyncio.run(_auth(wanted.source)),
     }
     with Shown() as shown:
@@ -85,6 +95,17 @@ def _bring(settings: Settings, wanted: Wanted, *, timeout: float) -> Answer:
             shown.update(answer["progress"])
             if answer["done"]:
                 return answer
+
+
+def _packed(path: str) -> str:
+    """The trace in a file, looked at here: the user half may not be able to read the file."""
+    from pagein.cli.tracefile import load
+    from pagein.images.traces.document import pack
+
+    packed = pack(load(path).dump())
+    if len(packed) > _MAX_PACKED:
+        raise ControlError(errno.EFBIG, f"{path}: too much for a trace: {len(packed)} bytes packed")
+    return packed
 
 
 async def _auth(source: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from pagein.cli import (
     run,
     stat,
     status,
+    trace,
     umount,
 )
 from pagein.cli.settings import CacheDir, Settings, StateDir
@@ -69,6 +70,7 @@ app.command("du")(du.du)
 app.command("extract")(extract.extract)
 app.command("images")(images.images)
 app.command("index")(index.index)
+app.add_typer(trace.app, name="trace")
 app.command("daemon")(daemon.daemon)
 app.command("device")(device.device)
 

@@ -17,8 +17,10 @@ from pagein.cli.settings import (
     CacheDir,
     DaemonUser,
     PlatformOption,
+    PrefetchOption,
     Settings,
     StateDir,
+    TraceOption,
     check_user,
     default_user,
     settings_of,
@@ -49,6 +51,8 @@ class MountRequest:
     writable: Writable
     timeout: float
     platform: str = ""
+    trace: str | None = None
+    prefetch: bool = True
 
 
 def _mounter(image: str) -> Callable[[MountRequest], dict[str, Any]]:
@@ -68,7 +72,7 @@ def _mount_image(request: MountRequest) -> dict[str, Any]:
     return mount_image(
         request.settings,
         request.ask,
-        Wanted(request.image, request.platform),
+        Wanted(request.image, request.platform, request.trace, request.prefetch),
         request.target,
         writable=request.writable,
         suid=True,
@@ -110,6 +114,8 @@ def run(
         typer.Option("--rw", metavar="DIR", help="Keep what is written below DIR."),
     ] = None,
     platform: PlatformOption = "",
+    trace: TraceOption = None,
+    prefetch: PrefetchOption = True,
     net: Annotated[Network, typer.Option("--net", help="What network it has.")] = Network.NONE,
     tty: Annotated[
         bool | None,
@@ -151,7 +157,11 @@ def run(
         ):
             writable = Writable(rw) if rw else Writable(str(place.written), volatile=True)
             target = str(place.rootfs)
-            config = mount(MountRequest(ask, settings, image, target, writable, timeout, platform))
+            config = mount(
+                MountRequest(
+                    ask, settings, image, target, writable, timeout, platform, trace, prefetch
+                )
+            )
             terminal = os.isatty(0) and os.isatty(1) if tty is None else tty
             options = RunOptions(
                 name=place.name,

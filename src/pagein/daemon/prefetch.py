@@ -40,6 +40,7 @@ LANDINGS: Final = 3
 BUFFERED: Final = 48 << 20
 """Bytes that are downloaded and not yet stored, over all images."""
 
+_TRIES = 2  # of a piece: a fetch that is held back for too long gives way
 _OPENED = 60.0  # seconds until the blob of a layer is opened: its mount has failed otherwise
 
 
@@ -293,7 +294,10 @@ class _Image:
         async with self._landing:
             gaps = blob.fill.present.gaps(*blob.fill.pages(piece.start, length))
             missing = sum(high - low for low, high in gaps)
-            if not await blob.fill.prefetched(piece.start, length):
+            for _ in range(_TRIES):
+                if await blob.fill.prefetched(piece.start, length):
+                    break
+            else:
                 raise OSError(errno.EIO, f"{layer.blob.label}: not all of it came")
             blob.prefetched += missing
         self._landed(work)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 
+from msgspec.structs import replace
+
 from pagein.images.layerblob import LayerBlob
 from pagein.images.layers.index import Index
 from pagein.images.store import Store
-from pagein.images.traces.document import quote
+from pagein.images.traces.document import Touch, Trace, quote
 from pagein.images.traces.files import Files
 
 BlobTouch = tuple[str, int, int, int]
@@ -45,3 +47,27 @@ def translate(
                     for part in layer[1].at(offset, length)
                 ]
     return found, unknown
+
+
+def made_of(image: str, found: Iterable[FileTouch]) -> Trace:
+    """A trace of these touches; time begins with the first of them.
+
+    What goes on where the touch before ended is one with it: a reader's read-ahead.
+    """
+    touches: list[Touch] = []
+    layers: dict[str, int] = {}
+    begun = None
+    for diff_id, path, offset, length, ms in sorted(found, key=lambda each: each[4]):
+        begun = ms if begun is None else begun
+        layer = layers.setdefault(diff_id, len(layers))
+        last = touches[-1] if touches else None
+        if last is not None and _goes_on(last, layer, path, offset):
+            touches[-1] = replace(last, length=last.length + length)
+        else:
+            touches.append(Touch(layer, path, offset, length, ms - begun))
+    return Trace(image, tuple(layers), tuple(touches))
+
+
+def _goes_on(last: Touch, layer: int, path: str, offset: int) -> bool:
+    """Whether a touch begins where the last one ended."""
+    return (last.layer, last.path, last.offset + last.length) == (layer, path, offset)
