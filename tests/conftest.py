@@ -23,7 +23,11 @@ import hypothesis
 import pytest
 
 RUN_VARIABLE = "PAGEIN_TEST_RUN"
-RUN_ID = os.environ.setdefault(RUN_VARIABLE, os.urandom(16).hex())
+# Processes of pytest-xdist are runs of their own.
+RUN_ID = os.environ.get(RUN_VARIABLE, os.urandom(16).hex()) + os.environ.pop(
+    "PYTEST_XDIST_WORKER", ""
+)
+os.environ[RUN_VARIABLE] = RUN_ID
 PUBLIC_DIR = Path("/var/tmp") / f"pagein-test-{RUN_ID}"
 CI = os.environ.get("CI") == "true"
 GRACE = 10.0

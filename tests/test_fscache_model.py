@@ -21,7 +21,7 @@ from tests.cachefiles.rig import PAGE, Rig, pages, settle, soon
 from pagein.cachefiles.device import AnonymousFile
 from pagein.fscache import Cookie
 from pagein.protocol.messages import Close, Message, Opcode, Open, Read
-from pagein.protocol.states import ObjectState
+from pagein.protocol.states import ObjectState, RequestState, readable
 
 PAGES = 6
 SIZE = PAGES * PAGE - 700
@@ -300,9 +300,13 @@ class Halves(RuleBasedStateMachine):
         reads = [r for r in requests.pending.values() if r.opcode is Opcode.READ]
         assert len(reads) == sum(not reader.task.done() for reader in self.readers)
         assert all(not request.done.done() for request in requests.pending.values())
-        assert requests._new == sorted(
-            number for number in requests._new if number in requests.pending
+        queue = requests.requests
+        assert queue._ready == sorted(
+            request.msg_id
+            for request in queue
+            if request.state is RequestState.NEW and readable(request.opcode, request.object.state)
         )
+        assert sum(len(queue.of(obj)) for obj in list(queue._of)) == len(requests.pending)
 
     @invariant()
     def fds_are_what_the_daemon_holds(self) -> None:

@@ -22,7 +22,7 @@ SHARED = frozenset({"protocol", "rangeset", "erofs"})
 KERNEL_HALF = frozenset({"cachefiles", "fscache", "fuse", "mounts", "kernelhalf"})
 USER_HALF = frozenset({"daemon", "origins", "images"})
 # The command line's line to each half: a socket server and a client, nothing of either half.
-CONTROL = frozenset({"control"})
+CONTROL = frozenset({"control", "controlserver"})
 
 # What a module of the first part of the name may import of pagein; modules that are not listed
 # (keeper, library, cli, testing ...) stand above both halves and may import everything.
@@ -31,6 +31,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "rangeset": frozenset(),
     "erofs": frozenset({"erofs"}),
     "control": frozenset(),
+    "controlserver": frozenset({"control"}),
     **dict.fromkeys(KERNEL_HALF, KERNEL_HALF | SHARED | CONTROL),
     **dict.fromkeys(USER_HALF, USER_HALF | SHARED | CONTROL),
 }

@@ -2,26 +2,21 @@
 
 Only the command line talks here, on Unix sockets in the runtime directory (0700); between the
 halves there is the device and nothing else. Questions are `{"op": ..., ...}`, answers
-`{"ok": true, ...}` or `{"ok": false, "errno": N, "error": "one line"}`.
+`{"ok": true, ...}` or `{"ok": false, "errno": N, "error": "one line"}`. This is who asks;
+`controlserver`, which needs an event loop, is who answers.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import json
-import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-log = logging.getLogger("pagein.control")
-
 Answer = dict[str, Any]
-Handler = Callable[[dict[str, Any]], Awaitable[Answer]]
-MAX_LINE = 1 << 20
 _CONNECT_TIMEOUT = 10.0
 
 
@@ -39,65 +34,6 @@ def message_of(problem: BaseException) -> str:
         name = os.fsdecode(problem.filename) if problem.filename is not None else ""
         return f"{name}: {problem.strerror}" if name else problem.strerror
     return str(problem) or type(problem).__name__
-
-
-class ControlServer:
-    """Answers on a listening Unix socket until closed. The socket is the caller's."""
-
-    def __init__(self, sock: socket.socket, handlers: Mapping[str, Handler]) -> None:
-        self._sock = sock
-        self._handlers = handlers
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    @property
-    def connections(self) -> int:
-        """How many are connected. A command holds its connection for as long as it runs."""
-        return len(self._tasks)
-
-    async def start(self) -> None:
-        """Begin to answer."""
-        self._server = await asyncio.start_unix_server(
-            self._serve, sock=self._sock.dup(), limit=MAX_LINE
-        )
-
-    async def close(self) -> None:
-        """Stop answering; whoever is connected is cut off."""
-        if self._server is not None:
-            self._server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
-        try:
-            while line := await reader.readline():
-                answer = await self._answer(line)
-                writer.write(json.dumps(answer).encode() + b"\n")
-                await writer.drain()
-        except (ConnectionError, ValueError, asyncio.CancelledError):
-            pass  # gone, talking nonsense, or told to stop
-        finally:
-            self._tasks.discard(task)
-            writer.close()
-
-    async def _answer(self, line: bytes) -> Answer:
-        try:
-            question = json.loads(line)
-            handler = self._handlers[question["op"]]
-        except (ValueError, KeyError, TypeError):
-            return {"ok": False, "errno": errno.EINVAL, "error": "unknown request"}
-        try:
-            return {"ok": True, **await handler(question)}
-        except OSError as problem:
-            number = problem.errno or errno.EIO
-            return {"ok": False, "errno": number, "error": message_of(problem)}
-        except Exception as problem:
-            log.exception("control request failed")
-            return {"ok": False, "errno": errno.EIO, "error": message_of(problem)}
 
 
 @contextlib.contextmanager
@@ -147,14 +83,28 @@ class Connection:
         self._sock.close()
 
     def ask(self, question: dict[str, Any], *, timeout: float) -> Answer:
-        """Ask one question and return the answer.
+        """Ask one question and return the answer. Raises ControlError as `say` and `answer`."""
+        self.say(question, timeout=timeout)
+        return self.answer(timeout=timeout)
+
+    def say(self, question: dict[str, Any], *, timeout: float) -> None:
+        """Send a question; it waits there if the half is only about to start."""
+        try:
+            self._sock.settimeout(timeout)
+            self._sock.sendall(json.dumps(question).encode() + b"\n")
+        except TimeoutError:
+            raise ControlError(errno.ETIMEDOUT, f"not heard within {timeout:g} s") from None
+        except OSError as problem:
+            raise self._failed(problem) from None
+
+    def answer(self, *, timeout: float) -> Answer:
+        """Wait for the answer to the question that was sent.
 
         Raises ControlError: what the half answered, ETIMEDOUT after `timeout` seconds, ECONNRESET
         when it went away before it answered.
         """
         try:
             self._sock.settimeout(timeout)
-            self._sock.sendall(json.dumps(question).encode() + b"\n")
             with self._sock.makefile("rb") as stream:
                 line = stream.readline()
         except TimeoutError:

@@ -175,11 +175,11 @@ class FsCache:
                 raise error(errno.EIO)  # the device was closed meanwhile
         except OSError as problem:
             # First let the daemon go on from its copen: it has a CLOSE to read.
-            obj.ready.set()
+            obj.looked_up()
             await session.requests.withdraw(obj, self._timeout)
             session.close_object(obj)
             raise error(errno.ENOBUFS if exists else errno.EIO) from problem
-        obj.ready.set()
+        obj.looked_up()
         session.files.add(obj)
         return Cookie(session, obj, obj.file)
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from tests.cachefiles.rig import PAGE, pages
 from tests.fuse.mounted import DEADLINE, Process
 
-from pagein.fuse.connection import handshake
+from pagein.fuse.handshake import handshake
 from pagein.mounts import syscalls
 from pagein.protocol.messages import IOC_READ_COMPLETE, Close, Message, Open, Read, decode
 

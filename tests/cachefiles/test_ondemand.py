@@ -125,7 +125,7 @@ async def test_ids_wrap_and_pass_over_the_pending() -> None:
 @on_loop
 async def test_all_ids_in_use() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pagein.cachefiles.ondemand._ID_LIMIT", 2)
+        patch.setattr("pagein.cachefiles.requests.ID_LIMIT", 2)
         half = Half()
         obj = half.object()
         half.send(obj, Opcode.OPEN)

@@ -1,5 +1,6 @@
 """A root directory made of busybox, as a stack of two layers, and a pagein to run it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.harness import Pagein, mkfs, pagein_in
+from tests.e2e.harness import DEADLINE, Pagein, mkfs, pagein_in
 
 BUSYBOX = "/bin/busybox"
 PROGRAMS = "cat chmod cp dd env false hostname id ip kill ls mount ps pwd sh sleep stty true tty wc"
@@ -50,6 +51,7 @@ class Runner:
     def __init__(self, pagein: Pagein, layers: list[dict[str, Any]]) -> None:
         self.pagein = pagein
         self.layers = layers
+        self._started: list[subprocess.Popen[Any]] = []
 
     def image(self, **config: Any) -> str:
         """An image of the layers, with a config."""
@@ -70,13 +72,27 @@ class Runner:
     ) -> "subprocess.Popen[str]":
         """The same, in the background, its streams pipes."""
         argv = self.pagein.argv("run", *options, self.image(**config), "--", *words)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what a failed test left running: its guard, then the next command, cleans up."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+                process.wait(DEADLINE)
+            for stream in (process.stdin, process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+        if self.leftovers():
+            self.pagein.run("status")
 
     def leftovers(self) -> list[str]:
         """What is left of containers: mounts, directories, runc's state, cgroups."""
@@ -90,5 +106,5 @@ class Runner:
 
 @pytest.fixture
 def runner(public_tmp: Path, layers: list[dict[str, Any]]) -> Iterator[Runner]:
-    with pagein_in(public_tmp) as pagein:
-        yield Runner(pagein, layers)
+    with pagein_in(public_tmp) as pagein, contextlib.closing(Runner(pagein, layers)) as runner:
+        yield runner

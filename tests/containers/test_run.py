@@ -1,5 +1,6 @@
 """`pagein run`: exit codes, streams, signals, and that nothing is left, however it ends."""
 
+import contextlib
 import os
 import pty
 import signal
@@ -39,6 +40,16 @@ def processes_with(mark: str) -> list[str]:
                 found.append(path.parent.name)
         except OSError:  # gone
             continue
+    return found
+
+
+def children_with(word: str, parent: int) -> list[int]:
+    """Children that have `word` in their command line; others come and go, runc's for one."""
+    found = []
+    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        with contextlib.suppress(OSError):  # gone
+            if word in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(int(pid))
     return found
 
 
@@ -258,10 +269,8 @@ def test_the_next_command_cleans_up(runner: Runner) -> None:
     """Also when the guard was killed with it."""
     process = runner.start("sh", "-c", IGNORING, options=("--env", "MARK=swept"))
     assert line(process) == "ready"
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    guards = [c for c in children if "pagein.cli.main" in Path(f"/proc/{c}/cmdline").read_text()]
-    assert len(guards) == 1
-    os.kill(int(guards[0]), signal.SIGKILL)
+    (guard,) = children_with("pagein.cli.main", process.pid)
+    os.kill(guard, signal.SIGKILL)
     process.kill()
     process.wait(DEADLINE)
     for stream in (process.stdin, process.stdout, process.stderr):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pagein.fuse.connection import InitInfo, handshake
+from pagein.fuse.handshake import InitInfo, handshake
 from pagein.mounts import syscalls
 
 TINYFS = Path(__file__).with_name("tinyfs.py")

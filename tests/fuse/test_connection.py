@@ -16,14 +16,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from pagein.fuse import abi
-from pagein.fuse.connection import (
-    BATCH,
-    MAX_BACKGROUND,
-    MAX_WRITE,
-    Connection,
-    Handler,
-    handshake,
-)
+from pagein.fuse.connection import BATCH, Connection, Handler
+from pagein.fuse.handshake import MAX_BACKGROUND, MAX_WRITE, handshake
 
 DEADLINE = 30.0
 

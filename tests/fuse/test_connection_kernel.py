@@ -13,7 +13,7 @@ import pytest
 from tests.fuse.mounted import DEADLINE, MountedFs, Process, mounted_fs
 from tests.fuse.reader import pattern
 
-from pagein.fuse.connection import MAX_WRITE
+from pagein.fuse.handshake import MAX_WRITE
 
 pytestmark = pytest.mark.root
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pagein.images.auth import Credentials
-from pagein.images.dockerconfig import DockerConfig, default_path
+from pagein.images.dockerconfig import DockerConfig
+from pagein.images.dockerplace import default_path
 from pagein.origins.base import OriginError
 
 ANN = Credentials("ann", "se:cret")

@@ -9,9 +9,11 @@ import argparse
 import asyncio
 import mmap
 import os
+import socket
 import sys
 
-from pagein.daemon.filedevice import FileDevice
+from pagein.daemon.filedevice import CALL_TIMEOUT, FileDevice
+from pagein.daemon.handover import device_from
 from pagein.protocol import commands
 from pagein.protocol.messages import Close, Open, Read
 
@@ -67,14 +69,12 @@ async def serve(device: FileDevice, cache: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    for name in ("device-fd", "dir-fd", "ready-fd"):
-        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--ready-fd", type=int)
     parser.add_argument("--cache")
     options, _ = parser.parse_known_args()
 
     async def run() -> None:
-        device = FileDevice.from_fd(options.device_fd, options.dir_fd)
-        os.write(options.ready_fd, b"r")
+        device = await device_from(socket.socket(fileno=options.ready_fd), timeout=CALL_TIMEOUT)
         await serve(device, options.cache)
 
     asyncio.run(run())

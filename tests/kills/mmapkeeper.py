@@ -13,8 +13,8 @@ DAEMON = str(Path(__file__).with_name("mmapdaemon.py"))
 class MmapKeeper(Keeper):
     """Starts the mapped daemon."""
 
-    async def user_half(self) -> Half:
-        half = await super().user_half()
+    def user_half(self) -> Half:
+        half = super().user_half()
         at = half.command.index("pagein.daemon")
         half.command[at - 1 : at + 1] = [DAEMON]
         half.name = "mapped daemon"

@@ -13,9 +13,9 @@ from pathlib import Path
 from tests.erofs import images, trees
 
 from pagein.images.layers.build import Built, IndexBuilder
-from pagein.images.layers.entry import Limits
 from pagein.images.layers.format import Layer
 from pagein.images.layers.index import Index
+from pagein.images.layers.point import INTERVAL
 from pagein.images.layers.read import LayerOrigin, MetaOrigin
 from pagein.origins.base import Origin, check_range
 
@@ -62,7 +62,9 @@ class Bytes(Origin):
 class Indexed:
     """A layer, its index in a file, and its data blob as building gave it out."""
 
-    def __init__(self, data: bytes, path: Path, step: int = 1 << 18, **options: Limits) -> None:
+    def __init__(
+        self, data: bytes, path: Path, step: int = 1 << 18, interval: int = INTERVAL
+    ) -> None:
         blob = bytearray()
 
         def sink(offset: int, view: memoryview) -> None:
@@ -72,7 +74,7 @@ class Indexed:
         self.data = data
         self.path = path
         with (
-            IndexBuilder(layer_of(data), sink=sink, **options) as builder,
+            IndexBuilder(layer_of(data), sink=sink, interval=interval) as builder,
             path.open("w+b") as out,
         ):
             for at in range(0, len(data), step):

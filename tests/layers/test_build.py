@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import hashlib
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -91,6 +92,19 @@ def test_a_stream_of_pieces(tmp_path: Path) -> None:
 
     assert asyncio.run(main()) == wanted.digest
     assert (tmp_path / "streamed").read_bytes() == (tmp_path / "index").read_bytes()
+
+
+def test_points_are_as_far_apart_as_is_asked_for(tmp_path: Path) -> None:
+    data = rig.gzipped(tar_of(member(b"f", data=text(4 << 20))))
+    found = {}
+    for interval in (1 << 20, 1 << 18):
+        with rig.Indexed(data, tmp_path / "index", interval=interval).opened() as index:
+            outs = [index.point_out(number) for number in range(index.points)]
+        gaps = [b - a for a, b in itertools.pairwise(outs)]
+        assert interval <= min(gaps)
+        assert max(gaps) < interval + (1 << 18)  # and a deflate block
+        found[interval] = len(gaps)
+    assert found[1 << 18] > 2 * found[1 << 20] > 4
 
 
 def test_a_cancelled_build_ends_its_threads(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 
 from pagein.images.layers import inflate, window
 from pagein.images.layers.errors import LayerError
-from pagein.images.layers.gzip import SPAN, GzipDecoder, GzipUnpacker
+from pagein.images.layers.gzip import GzipDecoder, GzipUnpacker
 from pagein.images.layers.inflate import Library
-from pagein.images.layers.point import KEPT, Point
+from pagein.images.layers.point import INTERVAL, KEPT, Point
 
 
 def text(size: int, seed: int = 1) -> bytes:
@@ -28,9 +28,9 @@ def text(size: int, seed: int = 1) -> bytes:
     return bytes(out[:size])
 
 
-def unpack(data: bytes, step: int = 1 << 16) -> tuple[bytes, list[Point]]:
+def unpack(data: bytes, step: int = 1 << 16, interval: int = INTERVAL) -> tuple[bytes, list[Point]]:
     out: list[bytes] = []
-    unpacker = GzipUnpacker(lambda view: out.append(bytes(view)))
+    unpacker = GzipUnpacker(lambda view: out.append(bytes(view)), interval)
     try:
         for at in range(0, len(data), step):
             unpacker.feed(data[at : at + step])
@@ -111,12 +111,11 @@ def test_every_point_is_a_way_in(level: int) -> None:
 def test_blocks_are_passed_over_but_not_those_where_a_point_is_due(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pagein.images.layers.gzip.SPAN", 100_000)
     mixed = text(3 << 20) + random.Random(2).randbytes(3 << 20) + bytes(3 << 20)
     data = gzip.compress(mixed, 6) + gzip.compress(text(50_000), 1)
-    found = unpack(data, 70_000)
+    found = unpack(data, 70_000, 100_000)
     monkeypatch.setattr(GzipUnpacker, "_step", lambda self, _: self._inflate.step())
-    assert found == unpack(data, 70_000)
+    assert found == unpack(data, 70_000, 100_000)
     assert len(found[1]) > 40
 
 
@@ -136,11 +135,10 @@ def test_a_view_holds_as_long_as_it_is_said_to() -> None:
     assert len(views) == KEPT + 1
 
 
-def test_points_stand_in_every_phase(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pagein.images.layers.gzip.SPAN", 40_000)
+def test_points_stand_in_every_phase() -> None:
     content = text(5 << 20)
     data = gzip.compress(content, 5)
-    points = unpack(data)[1]
+    points = unpack(data, interval=40_000)[1]
     assert {point.bit % 8 for point in points} == set(range(8))
     for point in points:
         start = point.bit // 8
@@ -203,7 +201,7 @@ def test_zeros_by_the_gigabyte_take_little() -> None:
     unpacker.finish()
     assert sum(sizes) == 100 << 20
     assert max(sizes) <= 1 << 20
-    assert len(unpacker.points) >= 100 * (1 << 20) // SPAN // 4
+    assert len(unpacker.points) >= 100 * (1 << 20) // INTERVAL // 5
 
 
 # ---- the end, and damage ------------------------------------------------------------------------

@@ -197,6 +197,7 @@ def test_a_cancelled_mount_leaves_nothing(images: Images, served: MountedFs, tar
             await task
         served.servers[0].order("go")
         served.servers[0].wait_for("release")
+        await helper_reaped()
 
     asyncio.run(main())
     assert syscalls.mount_at(str(target)) is None

@@ -4,7 +4,6 @@ dying.py DIRECTORY KEEPER-ARGUMENT...       the keeper; a file in DIRECTORY for 
 dying.py DIRECTORY --die USER-HALF-ARGUMENT...
 """
 
-import argparse
 import inspect
 import os
 import signal
@@ -35,14 +34,10 @@ POINTS = {
 class DyingKeeper(KernelKeeper):
     """Starts this file as the user half."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        super().__init__(options)
-        self.directory = DIRECTORY
-
-    async def user_half(self) -> Half:
-        half = await super().user_half()
+    def user_half(self) -> Half:
+        half = super().user_half()
         at = half.command.index("pagein.daemon")
-        half.command[at - 1 : at + 1] = [__file__, str(self.directory), "--die"]
+        half.command[at - 1 : at + 1] = [__file__, str(DIRECTORY), "--die"]
         return half
 
 

@@ -28,6 +28,7 @@ class Bug:
 
 
 _ONDEMAND = "cachefiles/ondemand.py"
+_REQUESTS = "cachefiles/requests.py"
 _DEVICE = "cachefiles/device.py"
 _LOOP = "daemon/loop.py"
 
@@ -35,8 +36,8 @@ BUGS = (
     # ---- ids, and who may answer what
     Bug(
         "msg_id used again at once",
-        _ONDEMAND,
-        "self._next_id = (taken + 1) % _ID_LIMIT",
+        _REQUESTS,
+        "self._next_id = (taken + 1) % ID_LIMIT",
         "self._next_id = 0",
     ),
     Bug(
@@ -77,7 +78,7 @@ BUGS = (
         "self.complete(request)",
     ),
     # ---- delivery
-    Bug("not round robin", _ONDEMAND, "self._cursor = request.msg_id + 1", "self._cursor = 0"),
+    Bug("not round robin", _REQUESTS, "self._cursor = request.msg_id + 1", "self._cursor = 0"),
     Bug(
         "a small buffer not refused",
         _ONDEMAND,
@@ -88,7 +89,7 @@ BUGS = (
     Bug(
         "no OPEN for a READ of a closed object",
         _ONDEMAND,
-        "self._start_reopening(request.object)",
+        "obj.worker = asyncio.get_running_loop().create_task(self._reopen(obj))",
         "pass",
     ),
     Bug(
@@ -105,9 +106,9 @@ BUGS = (
     ),
     Bug(
         "restore forgets what was delivered",
-        _ONDEMAND,
-        "self._new = sorted(self.pending)",
-        "self._new = list(self._new)",
+        _REQUESTS,
+        "            request.event(RequestEvent.RESTORE)\n            self._place(request)",
+        "            request.event(RequestEvent.RESTORE)\n            pass",
     ),
     # ---- readers
     Bug(

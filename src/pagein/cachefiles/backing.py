@@ -14,12 +14,13 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from pagein.cachefiles.inflight import ofd_lock, punch
 from pagein.cachefiles.inuse import sole_user
+from pagein.cachefiles.openfiles import HeldFile
 from pagein.cachefiles.presence import PAGE_SIZE, round_up, whole_pages
 from pagein.rangeset import RangeSet
 
@@ -36,72 +37,77 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
 class BackingFile:
     """One open cache file. Methods that block say so; the async ones use threads."""
 
-    def __init__(self, cache: Cache, path: bytes, fd: int, object_size: int) -> None:
-        """Take over `fd`, open for reading and writing; reads the extents. Blocks.
+    __slots__ = (
+        "_file",
+        "_owed",
+        "_taking_back",
+        "_writing",
+        "cache",
+        "length",
+        "path",
+        "present",
+        "read_only",
+        "written",
+    )
 
-        `path` is relative to the cache directory; `object_size` is in bytes. A complete file that
-        somebody else has open, as a direct mount has, is kept open read-only: see `read_only`.
+    def __init__(self, cache: Cache, path: bytes, fd: int, object_size: int) -> None:
+        """Take over `fd`, open for reading and writing, even if this fails; reads the extents.
+
+        Blocks. `path` is relative to the cache directory; `object_size` is in bytes. A complete
+        file that somebody else has open, as a direct mount has, is kept open read-only: see
+        `read_only`.
         """
         self.cache = cache
         self.path = path
-        self._lock = threading.Lock()
-        self._threads = 0
         self._writing: dict[tuple[int, int], asyncio.Event] = {}
         """Ranges that are being written, and when that is over."""
         self._taking_back = threading.Lock()
         self._owed: list[tuple[int, list[tuple[int, int]]]] = []
         """Slots of failed writes, and what has to become a hole again before they are free."""
-        self.fd = fd
+        self._file = HeldFile(cache.open_files, cache.path_of(path), fd)
         self.length = round_up(object_size)
         self.written = 0
         """Bytes written through this object since it was opened."""
-        self.present = self._at_rest(0, self.length)
-        self.read_only = not cache.shared and self.complete and not sole_user(fd)
+        self.present = RangeSet()
+        self.read_only = False
         """Whether writes are refused: nothing is missing, and a reader would see them at once
         (design decision 7). A file with holes stays open for writing: it cannot be mounted
         directly, and somebody who copies it must not stop it from being filled."""
+        try:
+            with self._in_use():
+                self.present = self._at_rest(0, self.length)
+                self._file.swap(self._settled)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _settled(self, fd: int) -> int:
+        """The fd to keep of a file that was just opened, again or for the first time. Blocks."""
+        self.read_only = not self.cache.shared and self.complete and not sole_user(fd)
+        kept = fd
         if self.read_only:
-            self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_RANDOM)
-        if self.fd != fd:
+            kept = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+        os.posix_fadvise(kept, 0, 0, os.POSIX_FADV_RANDOM)
+        if kept != fd:
             os.close(fd)
+        return kept
+
+    @property
+    def fd(self) -> int:
+        """The file's descriptor, or -1 while it has none."""
+        return self._file.fd
 
     def close(self) -> None:
         """Let go of the file: at once, or when the last thread at work on it has returned."""
-        with self._lock:
-            fd, self.fd = self.fd, -1
-            last = not self._threads
-        if last and fd >= 0:
-            os.close(fd)
+        self._file.close()
 
     def abandon(self) -> None:
-        """In a forked child: let go of the parent's file, and with it of its range locks.
+        """In a forked child: let go of the parent's file, and with it of its range locks."""
+        self._file.abandon()
 
-        Takes no lock: a fork may have copied it locked, and no thread is left to use the file.
-        """
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    @contextmanager
-    def _in_use(self) -> Iterator[int]:
-        """The fd for one blocking call: its number must not become another file's meanwhile.
-
-        Raises ENOBUFS after `close`, which is what a write after withdrawal gets (facts 8.1).
-        """
-        with self._lock:
-            fd = self.fd
-            if fd < 0:
-                raise OSError(errno.ENOBUFS, "the object was withdrawn", os.fsdecode(self.path))
-            self._threads += 1
-        try:
-            yield fd
-        finally:
-            with self._lock:
-                self._threads -= 1
-                last = self.fd < 0 and not self._threads
-            if last:
-                os.close(fd)
+    def _in_use(self) -> AbstractContextManager[int]:
+        """The fd for one blocking call. Raises ENOBUFS after `close`."""
+        return self._file.use(self._settled)
 
     @property
     def complete(self) -> bool:
@@ -135,14 +141,18 @@ class BackingFile:
 
     def read_now(self, buffers: Sequence[ReadBuffer], offset: int) -> int:
         """preadv that never waits for the disk: bytes read, or -1 when it would have to."""
+        if (fd := self._file.pin()) < 0:
+            return -1
         try:
-            return os.preadv(self.fd, buffers, offset, os.RWF_NOWAIT)
+            return os.preadv(fd, buffers, offset, os.RWF_NOWAIT)
         except OSError as error:
             if error.errno == errno.EAGAIN:
                 return -1
             if error.errno == errno.EOPNOTSUPP:  # tmpfs, which is memory
-                return os.preadv(self.fd, buffers, offset)
+                return os.preadv(fd, buffers, offset)
             raise
+        finally:
+            self._file.unpin()
 
     def read(self, buffers: Sequence[ReadBuffer], offset: int) -> int:
         """preadv. Blocks. Raises EIO when the object was withdrawn meanwhile."""
@@ -189,8 +199,7 @@ class BackingFile:
         directly. `data` must stay as it is meanwhile and be resident memory: a copy cut short by a
         kill must not leave zeros.
         """
-        if self.read_only:
-            raise OSError(errno.EBUSY, "cache file is in use", os.fsdecode(self.path))
+        self._check_writable()
         loop = asyncio.get_running_loop()
         end = round_up(offset + len(data))
         async with self._alone(offset, end), self.cache.write_slots:
@@ -201,6 +210,10 @@ class BackingFile:
             self.present.add(offset, round_up(offset + written))
         self.written += written
         return written
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise OSError(errno.EBUSY, "cache file is in use", os.fsdecode(self.path))
 
     @asynccontextmanager
     async def _alone(self, start: int, end: int) -> AsyncIterator[None]:
@@ -222,9 +235,10 @@ class BackingFile:
 
     def _write(self, data: memoryview, offset: int, absent: list[tuple[int, int]]) -> int:
         with self._in_use() as fd:
+            self._check_writable()  # once more: the file may just have been opened again
             self._take_back_owed(fd)
             slot = self.cache.inflight.enter(self.path, offset, len(data))
-            written, problem = _write_all(fd, data, offset)
+            written, problem = self._write_all(fd, data, offset)
             if problem is not None:
                 # Whole pages only, and of the rest nothing may be left: on a full disk ext4 has
                 # blocks of zeros, which would pass for data, where it says it wrote nothing.
@@ -238,6 +252,18 @@ class BackingFile:
         if problem is not None and not written:
             raise problem
         return written
+
+    def _write_all(
+        self, fd: int, data: memoryview, offset: int
+    ) -> tuple[int, BaseException | None]:
+        """How many bytes could be written, and what stopped it."""
+        done = 0
+        try:
+            while done < len(data):
+                done += self.cache.store(fd, data[done:], offset + done)
+        except BaseException as problem:
+            return done, problem
+        return done, None
 
     def _take_back_owed(self, fd: int) -> None:
         """Punch what failed writes may have left; until that is done their entries stay."""
@@ -299,14 +325,3 @@ async def _to_its_end(writing: asyncio.Future[int]) -> int:
         if not writing.cancelled():
             writing.exception()  # nobody is left whom it concerns
         raise
-
-
-def _write_all(fd: int, data: memoryview, offset: int) -> tuple[int, BaseException | None]:
-    """How many bytes could be written, and what stopped it."""
-    done = 0
-    try:
-        while done < len(data):
-            done += os.pwrite(fd, data[done:], offset + done)
-    except BaseException as problem:
-        return done, problem
-    return done, None

@@ -18,6 +18,7 @@ from pagein.cachefiles import inflight, namei, xattr
 from pagein.cachefiles.backing import BackingFile
 from pagein.cachefiles.inflight import InflightTable
 from pagein.cachefiles.inuse import claimed, open_cache_file, sole_user
+from pagein.cachefiles.openfiles import OpenFiles, half_of_our_fds
 from pagein.cachefiles.presence import probe, round_up
 
 log = logging.getLogger("pagein.cachefiles")
@@ -34,6 +35,8 @@ class Cache:
         """
         self.directory: bytes = os.path.realpath(directory)
         self.shared = shared
+        # What processes share they lock by their open files, and a lock goes with its fd.
+        self.open_files = OpenFiles(None if shared else half_of_our_fds())
         self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._lock()
@@ -164,6 +167,10 @@ class Cache:
         except FileNotFoundError:
             return None
 
+    def store(self, fd: int, data: memoryview, offset: int) -> int:
+        """pwrite to an open file of the cache."""
+        return os.pwrite(fd, data, offset)
+
     def exists(self, relative: bytes) -> bool:
         """Whether there is a file of that name."""
         return os.path.lexists(self.path_of(relative))
@@ -185,11 +192,7 @@ class Cache:
                 os.close(fd)
                 self._bury(relative)
                 continue
-            try:
-                return BackingFile(self, relative, fd, object_size)
-            except BaseException:
-                os.close(fd)
-                raise
+            return BackingFile(self, relative, fd, object_size)
 
     def _coherent(self, fd: int, object_size: int) -> bool:
         try:

@@ -79,11 +79,13 @@ class CachefilesDevice:
         ondemand: bool = True,
         changed: Callable[[], None] = lambda: None,
         copen_timeout: float = 30.0,
+        make_cache: Callable[..., Cache] = Cache,
     ) -> None:
         """`changed` is called after each change that a successor would have to know.
 
         `shared` binds cache directories together with other processes (the library). Without
         `ondemand` the device answers as that of a kernel built without CACHEFILES_ONDEMAND.
+        `make_cache` may be a `Cache` whose file system fails (`pagein.testing`).
         """
         self.session: Session | None = None
         self.first_id = 0
@@ -95,6 +97,7 @@ class CachefilesDevice:
         """Set while a cache is bound, or once the last try failed (see `Session.problem`)."""
         self._changed = changed
         self._copen_timeout = copen_timeout
+        self._make_cache = make_cache
         self._mutex = asyncio.Lock()
 
     # ---- file operations ---------------------------------------------------------------------
@@ -201,7 +204,7 @@ class CachefilesDevice:
         directory = os.path.join(session.cwd, session.dir)
         loop = asyncio.get_running_loop()
         try:
-            cache = await loop.run_in_executor(None, lambda: Cache(directory, shared=self.shared))
+            cache = await loop.run_in_executor(None, self._bind, directory)
         except OSError as problem:
             session.problem = f"cache {os.fsdecode(session.dir)}: {problem.strerror}"
             log.error("bind: %s", session.problem)
@@ -216,14 +219,17 @@ class CachefilesDevice:
         self.bound.set()
         self._changed()
 
+    def _bind(self, directory: bytes) -> Cache:
+        return self._make_cache(directory, shared=self.shared)
+
     async def _cmd_copen(self, session: Session, args: bytes) -> None:
         self._need_ondemand(session)
         obj = session.requests.copen(args)
         self._changed()
-        if obj is not None:
+        if obj is not None and (looking_up := obj.looking_up) is not None:
             # The daemon may write as soon as its copen returns: the file is there by then.
             async with asyncio.timeout(self._copen_timeout):
-                await obj.ready.wait()
+                await looking_up.wait()
 
     async def _cmd_restore(self, session: Session, args: bytes) -> None:
         self._need_ondemand(session)

@@ -29,8 +29,8 @@ class CachefilesObject:
     """None before copen and after withdrawal: writes are then answered ENOBUFS."""
     handles: set[int] = field(default_factory=set)
     """Open file descriptions of the anonymous file `ondemand_id`."""
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when the lookup that an OPEN belongs to has ended, well or badly."""
+    looking_up: asyncio.Event | None = field(default_factory=asyncio.Event)
+    """None when the lookup that an OPEN belongs to has ended, well or badly."""
     worker: asyncio.Task[None] | None = None
     """Sends the OPEN of a reopening."""
     requests: int = 0
@@ -39,6 +39,12 @@ class CachefilesObject:
     def event(self, event: ObjectEvent) -> None:
         """Go to the state that the table of `protocol.states` names."""
         self.state = next_object_state(self.state, event)
+
+    def looked_up(self) -> None:
+        """The lookup has ended: who waits for its file may go on."""
+        if self.looking_up is not None:
+            self.looking_up.set()
+            self.looking_up = None
 
     @property
     def live_id(self) -> int | None:

@@ -8,62 +8,23 @@ is unique among the pending and not used again at once (facts cachefiles-kernel 
 from __future__ import annotations
 
 import asyncio
-import bisect
 import errno
 import logging
-import os
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from pagein.cachefiles.object import FD_CLOSED, NEVER_OPENED, CachefilesObject
+from pagein.cachefiles.requests import Request, Requests, describe, error
 from pagein.protocol import commands, messages
 from pagein.protocol.messages import Opcode
-from pagein.protocol.states import (
-    ObjectEvent,
-    ObjectState,
-    RequestEvent,
-    RequestState,
-    deliverable,
-    next_request_state,
-    readable,
-)
+from pagein.protocol.states import ObjectEvent, ObjectState, RequestEvent
+
+__all__ = ["NO_FD", "Ondemand", "Request", "describe", "error"]
 
 log = logging.getLogger("pagein.cachefiles")
 
 NO_FD = 0xFFFFFFFF
 """`fd` of an OPEN from this half: the fd is had by opening anon/<object_id> (half-to-half 1)."""
-_ID_LIMIT = 0xFFFFFFFF
 _OBJECT_ID_LIMIT = 0x7FFFFFFF
-_LOWEST_ERRNO = -4095
-
-
-def error(number: int) -> OSError:
-    """The OSError of an errno, as a system call would raise it."""
-    return OSError(number, os.strerror(number))
-
-
-@dataclass(eq=False, slots=True)
-class Request:
-    """A request that a netfs waits for."""
-
-    msg_id: int
-    opcode: Opcode
-    object: CachefilesObject
-    off: int
-    len: int
-    pid: int
-    done: asyncio.Future[None]
-    state: RequestState = RequestState.NEW
-    since: float = field(default_factory=time.monotonic)
-
-    @property
-    def message_len(self) -> int:
-        """Length in bytes of the message that delivers it."""
-        if self.opcode is Opcode.OPEN:
-            obj = self.object
-            return messages.OPEN_HEADER_SIZE + len(obj.volume_key) + 1 + len(obj.cookie_key)
-        return messages.READ_MSG_SIZE if self.opcode is Opcode.READ else messages.HEADER_SIZE
 
 
 class Ondemand:
@@ -74,11 +35,7 @@ class Ondemand:
     ) -> None:
         """`wake` is called when pollers should look again; ids count up from the first ones."""
         self._wake = wake
-        self.pending: dict[int, Request] = {}
-        self._new: list[int] = []
-        """msg_ids of the NEW requests, sorted."""
-        self._next_id = first_id
-        self._cursor = first_id
+        self.requests = Requests(first_id)
         self._next_object_id = first_object_id
         self.objects: dict[int, CachefilesObject] = {}
         """Objects by object_id, as long as any of its anonymous fds is open or it is OPEN."""
@@ -92,21 +49,14 @@ class Ondemand:
         """Add a request and wake the pollers. Raises EIO when the cache or object is dying."""
         if self.dead or obj.state is ObjectState.DROPPING:
             raise error(errno.EIO)
-        done = asyncio.get_running_loop().create_future()
-        request = Request(self._new_msg_id(), opcode, obj, off, length, pid, done)
-        self.pending[request.msg_id] = request
-        bisect.insort(self._new, request.msg_id)
+        request = self.requests.add(obj, opcode, off, length, pid)
         self._wake()
         return request
 
-    def _new_msg_id(self) -> int:
-        if len(self.pending) >= _ID_LIMIT:
-            raise error(errno.EBUSY)
-        while self._next_id in self.pending:
-            self._next_id = (self._next_id + 1) % _ID_LIMIT
-        taken = self._next_id
-        self._next_id = (taken + 1) % _ID_LIMIT
-        return taken
+    @property
+    def pending(self) -> dict[int, Request]:
+        """The pending requests by msg_id."""
+        return self.requests.pending
 
     async def wait(self, request: Request, timeout: float) -> None:
         """Wait until a request is answered. Raises what it was failed with, or EIO in the end.
@@ -125,35 +75,21 @@ class Ondemand:
 
     def complete(self, request: Request, number: int = 0) -> None:
         """Take a request out and tell its waiter: done, or failed with errno `number`."""
-        if self.pending.get(request.msg_id) is request:
-            del self.pending[request.msg_id]
-            self._forget_new(request.msg_id)
+        self.requests.remove(request)
         if request.done.done():
             return
-        request.state = next_request_state(
-            request.opcode,
-            request.state,
-            RequestEvent.FAIL if number else RequestEvent.COMPLETE,
-        )
+        request.event(RequestEvent.FAIL if number else RequestEvent.COMPLETE)
         if number:
             request.done.set_exception(error(number))
             request.done.exception()  # a waiter that is gone need not look
         else:
             request.done.set_result(None)
 
-    def _forget_new(self, msg_id: int) -> None:
-        at = bisect.bisect_left(self._new, msg_id)
-        if at < len(self._new) and self._new[at] == msg_id:
-            del self._new[at]
-
     # ---- the device's read and poll ----------------------------------------------------------
 
     def poll_in(self) -> bool:
         """POLLIN: a NEW request other than a READ of a reopening object (facts 5)."""
-        return any(
-            readable(self.pending[msg_id].opcode, self.pending[msg_id].object.state)
-            for msg_id in self._new
-        )
+        return self.requests.readable
 
     def read(self, size: int) -> bytes:
         """One message for the user daemon, or b"" when nothing can be delivered (facts 4.3).
@@ -161,33 +97,21 @@ class Ondemand:
         Raises EMSGSIZE when `size` is too small (the request stays), EEXIST for an OPEN of an
         object whose anonymous fd is still open (the request fails).
         """
-        request = self._select()
+        request = self.requests.next(self._start_reopening)
         if request is None:
             return b""
         if size < request.message_len:
             raise error(errno.EMSGSIZE)
-        self._forget_new(request.msg_id)
-        self._cursor = request.msg_id + 1
+        self.requests.deliver(request)
         if request.opcode is Opcode.OPEN:
             self._assign_object_id(request)
         message = self._message(request)
-        request.state = next_request_state(request.opcode, request.state, RequestEvent.DELIVER)
+        request.event(RequestEvent.DELIVER)
         if request.opcode is Opcode.CLOSE:
-            del self.pending[request.msg_id]
+            self.requests.remove(request)
             if not request.done.done():
                 request.done.set_result(None)
         return message
-
-    def _select(self) -> Request | None:
-        at = bisect.bisect_left(self._new, self._cursor)
-        for msg_id in self._new[at:] + self._new[:at]:
-            request = self.pending[msg_id]
-            verdict = deliverable(request.opcode, request.object.state)
-            if verdict == "yes":
-                return request
-            if verdict == "kick":
-                self._start_reopening(request.object)
-        return None
 
     def _assign_object_id(self, request: Request) -> None:
         obj = request.object
@@ -211,7 +135,7 @@ class Ondemand:
         return messages.Close(request.msg_id, obj.ondemand_id & NO_FD).encode()
 
     def _start_reopening(self, obj: CachefilesObject) -> None:
-        obj.event(ObjectEvent.READ_MET)
+        self.requests.object_event(obj, ObjectEvent.READ_MET)
         # One OPEN at a time: that of an earlier reopening may still wait for its answer, or for
         # `restore`, and will do.
         if obj.worker is None:
@@ -267,7 +191,7 @@ class Ondemand:
         elif obj.size != size:
             # Its file has the length of the first one; the kernel goes on likewise (facts 10).
             log.warning("%r has %s bytes, not the %d told now", obj.cookie_key, obj.size, size)
-        obj.event(ObjectEvent.COPEN)
+        self.requests.object_event(obj, ObjectEvent.COPEN)
         self.complete(request)
         self._wake()
         return obj
@@ -301,9 +225,7 @@ class Ondemand:
         for obj in list(self.objects.values()):
             if not obj.handles:
                 self._fds_closed(obj)
-        for request in self.pending.values():
-            request.state = next_request_state(request.opcode, request.state, RequestEvent.RESTORE)
-        self._new = sorted(self.pending)
+        self.requests.restore()
         self._wake()
 
     # ---- anonymous fds -----------------------------------------------------------------------
@@ -332,7 +254,7 @@ class Ondemand:
         # A CLOSE that waits is delivered all the same, with an id of nobody (facts 4.2): the kernel
         # looks for its id in the message, where it stands only once it has been read.
         if obj.state is not ObjectState.DROPPING:
-            obj.event(ObjectEvent.FD_CLOSED)
+            self.requests.object_event(obj, ObjectEvent.FD_CLOSED)
 
     # ---- the end of an object, the end of the cache ------------------------------------------
 
@@ -352,28 +274,19 @@ class Ondemand:
     def drop(self, obj: CachefilesObject) -> None:
         """No further requests of this object; all pending ones fail EIO."""
         if obj.state is not ObjectState.DROPPING:
-            obj.event(ObjectEvent.DROP)
-        for request in list(self.pending.values()):
-            if request.object is obj:
-                self.complete(request, errno.EIO)
+            self.requests.object_event(obj, ObjectEvent.DROP)
+        for request in self.requests.of(obj):
+            self.complete(request, errno.EIO)
         if not obj.handles:
             self.objects.pop(obj.ondemand_id, None)
 
     def die(self) -> None:
         """The cache is dead: first no new requests, then fail every pending one EIO (7.5)."""
         self.dead = True
-        for request in list(self.pending.values()):
+        for request in self.requests:
             self.complete(request, errno.EIO)
 
     @property
     def anonymous_open(self) -> bool:
         """Whether any anonymous fd is still open, which keeps the device busy (facts 1)."""
         return any(obj.handles for obj in self.objects.values())
-
-
-def describe(request: Request) -> str:
-    """One line for the log."""
-    what = f"{request.opcode.name} {request.msg_id} of {request.object.cookie_key!r}"
-    if request.opcode is Opcode.READ:
-        what += f" [{request.off}, +{request.len}]"
-    return what

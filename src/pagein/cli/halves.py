@@ -80,19 +80,28 @@ def keeper_command(settings: Settings, options: list[str]) -> list[str]:
     ]
 
 
+def nothing() -> None:
+    """What is to be done meanwhile, if there is nothing."""
+
+
 @contextlib.contextmanager
 def kept_running(
-    settings: Settings, timeout: float, daemon_user: str, front_end: str = "fuse"
+    settings: Settings,
+    timeout: float,
+    daemon_user: str,
+    front_end: str = "fuse",
+    meanwhile: Callable[[], None] = nothing,
 ) -> Iterator[Ask]:
     """Start the keeper and both halves unless they run, and keep them until the end of the block.
 
-    Yields how to ask the kernel half. If the block fails, and nothing is mounted, they end with
-    it. Raises ControlError with one line for the user.
+    `meanwhile` is called, and must not fail, while they are being started: what is asked of them
+    then waits for them. Yields how to ask the kernel half. If the block fails, and nothing is
+    mounted, they end with it. Raises ControlError with one line for the user.
     """
     check_prerequisites(settings, KERNEL_DEVICE if front_end == "kernel" else FUSE_DEVICE)
     options = ["--timeout", str(timeout), "--daemon-user", daemon_user]
     options += ["--front-end", front_end, "--device", KERNEL_DEVICE]
-    connection = _connect(settings, options)
+    connection = _connect(settings, options, meanwhile)
 
     def ask_it(question: dict[str, Any], timeout: float) -> Answer:
         try:
@@ -111,12 +120,12 @@ def kept_running(
         connection.close()
 
 
-def _connect(settings: Settings, options: list[str]) -> Connection:
+def _connect(settings: Settings, options: list[str], meanwhile: Callable[[], None]) -> Connection:
     """A connection to the kernel half, for whose life it stays; started if need be."""
     give_up = time.monotonic() + START_TIMEOUT
     while True:
         if not running(settings):
-            _start(settings, options)
+            _start(settings, options, meanwhile)
         try:
             return _answering(settings)
         except ControlError:
@@ -181,7 +190,7 @@ def _check_cache(settings: Settings) -> None:
         os.close(fd)
 
 
-def _start(settings: Settings, options: list[str]) -> bool:
+def _start(settings: Settings, options: list[str], meanwhile: Callable[[], None]) -> bool:
     """Run a keeper in the background; False when another was faster."""
     try:
         os.makedirs(settings.state_dir, 0o700, exist_ok=True)
@@ -204,11 +213,13 @@ def _start(settings: Settings, options: list[str]) -> bool:
             )
     finally:
         os.close(write)
-    with os.fdopen(read) as stream:
-        ready, _, _ = select.select([stream], [], [], KEEPER_TIMEOUT)
-        said = stream.readline().strip() if ready else ""
-    if not ready:
-        process.terminate()
+    said = ""
+    try:
+        for said in _lines(read, process):
+            if said == "listening":
+                meanwhile()
+    finally:
+        os.close(read)
     if said == "ok":
         process.returncode = 0  # not ours to wait for
         return True
@@ -216,6 +227,21 @@ def _start(settings: Settings, options: list[str]) -> bool:
     if said == os.strerror(errno.EAGAIN):
         return False  # the lock is taken
     raise ControlError(errno.EIO, said or f"pagein could not start; see {settings.path('log')}")
+
+
+def _lines(fd: int, process: subprocess.Popen[bytes]) -> Iterator[str]:
+    """What the keeper says, until it has no more to say, or took too long and was told to end."""
+    data = b""
+    while True:
+        while b"\n" in data:
+            line, _, data = data.partition(b"\n")
+            yield line.decode()
+        if not select.select([fd], [], [], KEEPER_TIMEOUT)[0]:
+            process.terminate()
+            return
+        if not (more := os.read(fd, 4096)):
+            return
+        data += more
 
 
 def wait_stopped(settings: Settings) -> None:

@@ -2,41 +2,106 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import errno
+import functools
 import os
 import sys
-from dataclasses import dataclass
 from typing import Any
-
-import msgspec
 
 from pagein.cli.halves import Ask, user_half
 from pagein.cli.pulling import Shown
 from pagein.cli.settings import Settings
 from pagein.cli.sources import VOLUME
 from pagein.cli.stacks import Layer, Writable, mount_stack
-from pagein.control import Answer, ControlError, NotListening
+from pagein.control import Answer, Connection, ControlError, NotListening
+
+_SAY = 1.0
+"""Seconds for a question to go into a socket's buffer."""
 
 _MAX_PACKED = 900_000
 """Bytes of a packed trace: with the rest of the question less than `control.MAX_LINE`."""
 
 
-@dataclass(frozen=True, slots=True)
 class Wanted:
-    """An image as a user named it; `platform` is "" for that of this machine.
+    """An image as a user named it, brought here by the user half."""
 
-    `trace` is the file of one, to be used instead of the one that is beside the image's indexes.
-    """
+    def __init__(
+        self,
+        settings: Settings,
+        source: str,
+        platform: str = "",
+        trace: str | None = None,
+        prefetch: bool = True,
+    ) -> None:
+        """`platform` is "" for that of this machine; `trace` is the file of one.
 
-    source: str
-    platform: str = ""
-    trace: str | None = None
-    prefetch: bool = True
+        With None the one beside the image's indexes is taken. OSError when it cannot be used.
+        """
+        self.source = source
+        self._settings = settings
+        self._platform = platform
+        self._trace = _packed(trace) if trace is not None and prefetch else ""
+        self._prefetch = prefetch
+        self._asked: Connection | None = None
+
+    def begin(self) -> None:
+        """Ask for it, and do not wait; a user half that is just starting will find the question.
+
+        If that fails `bring` says so, or it works then.
+        """
+        with contextlib.suppress(OSError):
+            connection = Connection(self._settings.path("daemon.sock"))
+            try:
+                connection.say(self._question, timeout=_SAY)
+            except BaseException:
+                connection.close()
+                raise
+            self._asked = connection
+
+    def bring(self, *, timeout: float) -> Answer:
+        """Ask until it can be mounted, showing how far it is. Raises ControlError, OriginError."""
+        with Shown() as shown:
+            while True:
+                try:
+                    answer = self._ask(timeout=timeout + 10)
+                except NotListening:
+                    text = "the user half does not run: images are served by pagein's own only"
+                    raise ControlError(errno.ENOENT, f"{self.source}: {text}") from None
+                shown.update(answer["progress"])
+                if answer["done"]:
+                    return answer
+
+    def _ask(self, *, timeout: float) -> Answer:
+        asked, self._asked = self._asked, None
+        if asked is not None:
+            with contextlib.closing(asked):
+                try:
+                    return asked.answer(timeout=timeout)
+                except ControlError as problem:
+                    if problem.errno != errno.ECONNRESET:  # restarted before it answered
+                        raise
+        return user_half(self._settings, self._question, timeout=timeout)
+
+    @functools.cached_property
+    def _question(self) -> dict[str, Any]:
+        return {
+            "op": "image",
+            "source": absolute(self.source),
+            "platform": self._platform,
+            "trace": self._trace,
+            "prefetch": self._prefetch,
+            "auth": _auth(self.source),
+        }
+
+    def close(self) -> None:
+        """Hang up, if it was begun and not brought."""
+        if self._asked is not None:
+            self._asked.close()
+            self._asked = None
 
 
 def mount_image(
-    settings: Settings,
     ask: Ask,
     wanted: Wanted,
     target: str,
@@ -47,7 +112,7 @@ def mount_image(
     timeout: float,
 ) -> dict[str, Any]:
     """Mount an image on `target`; what its config says of containers. Raises OSError."""
-    answer = _bring(settings, wanted, timeout=timeout)
+    answer = wanted.bring(timeout=timeout)
     if answer["note"]:
         print(f"pagein: {answer['note']}", file=sys.stderr)
     layers = [Layer(each["name"], [_blob(b) for b in each["blobs"]]) for each in answer["layers"]]
@@ -75,28 +140,6 @@ def absolute(source: str) -> str:
     return f"oci:{os.path.abspath(directory)}{colon}{rest}"
 
 
-def _bring(settings: Settings, wanted: Wanted, *, timeout: float) -> Answer:
-    """Ask until the image can be mounted, showing how far it is."""
-    question = {
-        "op": "image",
-        "source": absolute(wanted.source),
-        "platform": wanted.platform,
-        "prefetch": wanted.prefetch,
-        "trace": _packed(wanted.trace) if wanted.trace else "",
-        "auth": asyncio.run(_auth(wanted.source)),
-    }
-    with Shown() as shown:
-        while True:
-            try:
-                answer = user_half(settings, question, timeout=timeout + 10)
-            except NotListening:
-                text = "the user half does not run: images are served by pagein's own only"
-                raise ControlError(errno.ENOENT, f"{wanted.source}: {text}") from None
-            shown.update(answer["progress"])
-            if answer["done"]:
-                return answer
-
-
 def _packed(path: str) -> str:
     """The trace in a file, looked at here: the user half may not be able to read the file."""
     from pagein.cli.tracefile import load
@@ -108,15 +151,22 @@ def _packed(path: str) -> str:
     return packed
 
 
-async def _auth(source: str) -> dict[str, Any]:
+def _auth(source: str) -> dict[str, Any]:
     """What docker has for the registry of `source`; the user half cannot read it there."""
+    from pagein.images.dockerplace import default_path
+
+    if not source.startswith("docker://") or not os.path.lexists(default_path()):
+        return {}
+    import asyncio
+
+    import msgspec
+
     from pagein.images.dockerconfig import DockerConfig
     from pagein.images.reference import RegistryReference, parse_reference
 
     reference = parse_reference(source)
-    if not isinstance(reference, RegistryReference):
-        return {}
-    found = await DockerConfig().look_up(reference.host)
+    assert isinstance(reference, RegistryReference), "by its beginning"
+    found = asyncio.run(DockerConfig().look_up(reference.host))
     return {reference.host: msgspec.to_builtins(found)} if found else {}
 
 

@@ -11,6 +11,7 @@ from pagein.cli import (
     daemon,
     device,
     du,
+    execdaemon,
     extract,
     images,
     index,
@@ -73,6 +74,7 @@ app.command("index")(index.index)
 app.add_typer(trace.app, name="trace")
 app.command("daemon")(daemon.daemon)
 app.command("device")(device.device)
+app.command("exec-daemon")(execdaemon.exec_daemon)
 
 
 def main() -> None:

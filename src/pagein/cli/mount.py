@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import os
@@ -11,7 +12,8 @@ from typing import Annotated
 import typer
 
 from pagein.cli.errors import fail, one_line_errors
-from pagein.cli.halves import Ask, kept_running
+from pagein.cli.halves import Ask, kept_running, nothing
+from pagein.cli.imagemount import Wanted, mount_image
 from pagein.cli.settings import (
     DEFAULT_CACHE,
     CacheDir,
@@ -75,6 +77,15 @@ def mount(
             help="`fuse`: pagein is the kernel half. `kernel`: Linux is, with /dev/cachefiles.",
         ),
     ] = FrontEnd.FUSE,
+    options: Annotated[
+        str | None,
+        typer.Option(
+            "-o",
+            metavar="fsid=NAME,...",
+            help="As `mount -t erofs -o fsid=...`, for a daemon of one's own; SOURCE is ignored.",
+        ),
+    ] = None,
+    kind: Annotated[str, typer.Option("-t", metavar="erofs", hidden=True)] = "erofs",
     loop: Annotated[
         bool, typer.Option("--loop", help="Go through loop devices, as older kernels must.")
     ] = False,
@@ -85,24 +96,31 @@ def mount(
     settings = settings_of(ctx, state_dir, cache)
     with one_line_errors():
         target = _check_target(directory)
+        if options is not None:
+            from pagein.cli.fsidmount import mount_by_fsid
+
+            mount_by_fsid(settings, kind, options, target, timeout)
+            return
         image = is_image(source)
         for_images = {"--rw": rw, "--platform": platform, "--trace": trace}
         _check_options(image, front_end, device, for_images)
         if loop and front_end is FrontEnd.KERNEL:
             raise ControlError(errno.EINVAL, "--loop is for the front end `fuse`")
         user = check_user(daemon_user or default_user())
-        with kept_running(settings, timeout, user, front_end) as ask:
+        wanted = Wanted(settings, source, platform, trace, prefetch)
+        begin = wanted.begin if image else nothing
+        with (
+            contextlib.closing(wanted),
+            kept_running(settings, timeout, user, front_end, begin) as ask,
+        ):
             found = ask({"op": "status"}, 10.0)
             _check_front_end(settings, found, front_end)
             _check_cache(settings, found["cache"])
             if image:
-                from pagein.cli.imagemount import Wanted, mount_image
-
                 writable = Writable(rw) if rw else None
                 mount_image(
-                    settings,
                     ask,
-                    Wanted(source, platform, trace, prefetch),
+                    wanted,
                     target,
                     writable=writable,
                     loop="always" if loop else "auto",

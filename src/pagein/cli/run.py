@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import os
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from pagein.cli.halves import Ask, kept_running
+from pagein.cli.imagemount import Wanted, mount_image
 from pagein.cli.settings import (
     CacheDir,
     DaemonUser,
@@ -45,14 +47,11 @@ class MountRequest:
     """An image to be mounted on `target`, with set-uid programs that work."""
 
     ask: Ask
+    wanted: Wanted
     settings: Settings
-    image: str
     target: str
     writable: Writable
     timeout: float
-    platform: str = ""
-    trace: str | None = None
-    prefetch: bool = True
 
 
 def _mounter(image: str) -> Callable[[MountRequest], dict[str, Any]]:
@@ -67,12 +66,9 @@ def _mounter(image: str) -> Callable[[MountRequest], dict[str, Any]]:
 
 
 def _mount_image(request: MountRequest) -> dict[str, Any]:
-    from pagein.cli.imagemount import Wanted, mount_image
-
     return mount_image(
-        request.settings,
         request.ask,
-        Wanted(request.image, request.platform, request.trace, request.prefetch),
+        request.wanted,
         request.target,
         writable=request.writable,
         suid=True,
@@ -151,17 +147,20 @@ def run(
         ]
         sweep(settings)
         who = check_user(daemon_user or default_user())
+        wanted = Wanted(settings, image, platform, trace, prefetch)
+
+        def begin() -> None:
+            if is_image(image):
+                wanted.begin()
+
         with (
             container(settings) as place,
-            kept_running(settings, timeout, who, "fuse") as ask,
+            contextlib.closing(wanted),
+            kept_running(settings, timeout, who, "fuse", begin) as ask,
         ):
             writable = Writable(rw) if rw else Writable(str(place.written), volatile=True)
             target = str(place.rootfs)
-            config = mount(
-                MountRequest(
-                    ask, settings, image, target, writable, timeout, platform, trace, prefetch
-                )
-            )
+            config = mount(MountRequest(ask, wanted, settings, target, writable, timeout))
             terminal = os.isatty(0) and os.isatty(1) if tty is None else tty
             options = RunOptions(
                 name=place.name,

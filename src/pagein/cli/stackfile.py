@@ -20,7 +20,7 @@ from pagein.control import ControlError
 
 def mount(request: MountRequest) -> dict[str, Any]:
     """Mount the layers of a file; the image's config. Raises OSError in one line."""
-    path = request.image.removeprefix("stack:")
+    path = request.wanted.source.removeprefix("stack:")
     with open(path, encoding="utf-8") as file:
         try:
             found = json.load(file)
@@ -36,7 +36,7 @@ def mount(request: MountRequest) -> dict[str, Any]:
             Layer(name, [blob_of(request.settings, blob, timeout=patience) for blob in blobs])
             for name, blobs in parts
         ],
-        label=request.image,
+        label=request.wanted.source,
         writable=request.writable,
         suid=True,
         timeout=request.timeout,

@@ -25,6 +25,7 @@ from pagein.images.auth import Credentials
 from pagein.images.connections import Connections
 from pagein.images.layerblob import LayerBlob
 from pagein.images.layers.errors import LayerError
+from pagein.images.layers.spans import Kept
 from pagein.images.platforms import host_platform, parse_platform
 from pagein.images.pull import Pull, Pulled
 from pagein.images.store import Store
@@ -75,6 +76,7 @@ class Images:
         self._records = records
         self._secrets = secrets
         self._connections = Connections(secrets, timeout=timeout)
+        self._spans = Kept()
         self.prefetcher = Prefetcher(self._store, self._connections, find)
         self._jobs: dict[_Wanted, _Job] = {}
         self._watch: asyncio.Task[None] | None = None
@@ -94,7 +96,7 @@ class Images:
         """The origin of a blob of a layer."""
         layer = self.prefetcher.claim(blob)
         try:
-            return await blob.open(self._store, self._connections, layer=layer)
+            return await blob.open(self._store, self._connections, self._spans, layer=layer)
         except BaseException:
             if layer is not None:
                 await layer.close()

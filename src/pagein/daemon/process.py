@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Awaitable
 from typing import Any
 
 # All imports are done before the privileges go: afterwards the interpreter's files may be out of
@@ -24,9 +25,11 @@ import pagein.images.layout
 import pagein.images.registry
 import pagein.origins.file
 import pagein.origins.http
-from pagein.control import Answer, ControlServer, listen, message_of
+from pagein.control import Answer, listen, message_of
+from pagein.controlserver import ControlServer
 from pagein.daemon.device import DEVICE_LOST, Device, DeviceDead
 from pagein.daemon.filedevice import FileDevice
+from pagein.daemon.handover import device_from
 from pagein.daemon.images import Images
 from pagein.daemon.loop import Daemon, raise_fd_limit
 from pagein.daemon.objects import Blob
@@ -48,12 +51,14 @@ SECRETS = "secrets"
 
 
 class Process:
-    """A `Daemon` whose origins are the sources that were resolved here or by a predecessor."""
+    """A `Daemon` whose origins are the sources that were resolved here or by a predecessor.
 
-    def __init__(
-        self, device: Device | str, *, cache: str, timeout: float, secrets_fd: int
-    ) -> None:
+    It answers before it has a device: an image can be looked up while the kernel half starts.
+    """
+
+    def __init__(self, *, cache: str, timeout: float, secrets_fd: int) -> None:
         """`secrets_fd` is the directory that holds credentials, -1 for none."""
+        self.cache = cache
         self.timeout = timeout
         self.stopping = False
         self.records = Records(os.path.join(cache, RECORDS), load_record)
@@ -62,18 +67,41 @@ class Process:
             os.path.join(cache, IMAGES), self.records, secrets, timeout=timeout, find=self._find
         )
         self.session = pagein.origins.http.new_session()
-        self.daemon = Daemon(
-            device,
-            self._origin,
-            cache=cache,
-            timeout=timeout,
-            opened=self.images.prefetcher.opened,
-        )
+        self.daemon: Daemon | None = None
+        self._waiting: asyncio.Future[Device] | None = None
 
     def stop(self) -> None:
         """Told to end: from now on the device may go at any moment."""
         self.stopping = True
-        self.daemon.stop()
+        if self.daemon is not None:
+            self.daemon.stop()
+        elif self._waiting is not None:
+            self._waiting.cancel()
+
+    async def serve(self, device: Awaitable[Device]) -> None:
+        """Serve the device, when it is there, until `stop`.
+
+        Raises DeviceDead, OSError as `Daemon.run`, or what `device` raises.
+        """
+        self._waiting = asyncio.ensure_future(device)
+        try:
+            given = await self._waiting
+        except asyncio.CancelledError:
+            if not self.stopping:
+                raise
+            return
+        self.daemon = Daemon(
+            given,
+            self._origin,
+            cache=self.cache,
+            timeout=self.timeout,
+            opened=self.images.prefetcher.opened,
+        )
+        try:
+            await self.daemon.run()
+        except OSError:
+            if not self.stopping:
+                raise
 
     async def _origin(self, volume: bytes, cookie: bytes) -> Origin:
         loop = asyncio.get_running_loop()
@@ -83,7 +111,9 @@ class Process:
         return open_origin(identity, timeout=self.timeout, session=self.session)
 
     def _find(self, cookie: bytes) -> Blob | None:
-        return next((b for b in self.daemon.objects.blobs() if b.key[1] == cookie), None)
+        """The blob of a cookie key, if it is open."""
+        blobs = self.daemon.objects.blobs() if self.daemon is not None else ()
+        return next((blob for blob in blobs if blob.key[1] == cookie), None)
 
     async def resolve(self, question: dict[str, Any]) -> Answer:
         """Look at a source; its key for the kernel half."""
@@ -114,7 +144,7 @@ class Process:
 
     async def status(self, question: dict[str, Any]) -> Answer:
         """What was fetched, for `pagein status`."""
-        blobs = self.daemon.stats()
+        blobs = self.daemon.stats() if self.daemon is not None else []
         for blob in blobs:
             with contextlib.suppress(OSError):
                 found = self.records.find(blob["cookie"].encode())
@@ -124,7 +154,8 @@ class Process:
         return {"pid": os.getpid(), "blobs": blobs}
 
 
-async def _run(process: Process, control: socket.socket, ready_fd: int) -> None:
+async def _run(process: Process, control: socket.socket, device: Awaitable[Device]) -> None:
+    """Answer on `control`, and serve the device when it is there, until told to end."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.stop)
@@ -136,14 +167,8 @@ async def _run(process: Process, control: socket.socket, ready_fd: int) -> None:
     }
     server = ControlServer(control, handlers)
     await server.start()
-    if ready_fd >= 0:
-        os.write(ready_fd, b"r")
-        os.close(ready_fd)
     try:
-        await process.daemon.run()
-    except OSError:
-        if not process.stopping:
-            raise
+        await process.serve(device)
     finally:
         await server.close()
         await process.images.close()
@@ -170,11 +195,16 @@ def serve(path: str, *, control: str, cache: str, timeout: float, user: str) -> 
         os.makedirs(os.path.dirname(control), 0o700, exist_ok=True)
         with listen(control) as sock:
             secrets = _become(user, cache, os.path.dirname(control), with_parent=False)
-            process = Process(device, cache=cache, timeout=timeout, secrets_fd=secrets)
-            await _run(process, sock, -1)
+            process = Process(cache=cache, timeout=timeout, secrets_fd=secrets)
+            await _run(process, sock, _there(device))
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s daemon %(message)s")
     asyncio.run(run())
+
+
+async def _there(device: Device) -> Device:
+    """A device for which nobody has to wait."""
+    return device
 
 
 def _become(user: str, cache: str, state_dir: str, *, with_parent: bool) -> int:
@@ -197,7 +227,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s user-half %(message)s")
     parser = argparse.ArgumentParser(prog="pagein.daemon")
     parser.add_argument("--device", required=True)
-    for name in ("device-fd", "dir-fd", "control-fd", "ready-fd"):
+    for name in ("control-fd", "ready-fd"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--state-dir", required=True)
     parser.add_argument("--cache", required=True)
@@ -207,11 +237,14 @@ def main() -> int:
     raise_fd_limit()
 
     async def run() -> None:
-        dir_fd = None if options.dir_fd < 0 else options.dir_fd  # none: it is the real device
-        device = FileDevice.from_fd(options.device_fd, dir_fd, timeout=options.timeout)
         secrets = _become(options.user, options.cache, options.state_dir, with_parent=True)
-        process = Process(device, cache=options.cache, timeout=options.timeout, secrets_fd=secrets)
-        await _run(process, socket.socket(fileno=options.control_fd), options.ready_fd)
+        process = Process(cache=options.cache, timeout=options.timeout, secrets_fd=secrets)
+        with (
+            socket.socket(fileno=options.ready_fd) as line,
+            socket.socket(fileno=options.control_fd) as control,
+        ):
+            device = device_from(line, timeout=options.timeout)
+            await _run(process, control, device)
 
     try:
         asyncio.run(run())

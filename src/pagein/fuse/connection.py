@@ -18,37 +18,16 @@ import errno
 import logging
 import mmap
 import os
-import select
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from pagein.fuse import abi
+from pagein.fuse.handshake import BUFFER
 
-MAX_WRITE: Final = 1 << 20
-"""Largest WRITE, in bytes, that is negotiated; larger ones arrive in parts."""
-MAX_PAGES: Final = 256
-"""Pages per request; also the kernel's own limit unless fs.fuse.max_pages_limit is raised."""
-MAX_BACKGROUND: Final = 65535
-"""Background requests at once. The default of 12 makes the 65th cold read wait behind 64."""
-CONGESTION: Final = 49152
 BATCH: Final = 16
 """Requests handled per wake-up, so that one busy connection does not starve the loop."""
-WANTED: Final = (
-    abi.Init.ASYNC_READ
-    | abi.Init.ATOMIC_O_TRUNC
-    | abi.Init.BIG_WRITES
-    | abi.Init.ASYNC_DIO
-    | abi.Init.PARALLEL_DIROPS
-    | abi.Init.MAX_PAGES
-    | abi.Init.INIT_EXT
-    | abi.Init.HAS_RESEND
-)
-
 _PAGE: Final = mmap.PAGESIZE
 _START: Final = _PAGE - abi.WRITE_DATA_OFFSET  # where a message is read to: WRITE data on a page
-_BUFFER: Final = MAX_WRITE + (64 << 10)
 _KEPT: Final = 16  # free buffers kept; more come and go with the load
 _MAX_LENT: Final = 64  # WRITEs held by the handler before reading pauses: bounds memory to 68 MiB
 _GONE: Final = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.ENOTCONN})
@@ -58,74 +37,6 @@ _log = logging.getLogger("pagein.fuse")
 Handler = Callable[[abi.Request], None]
 
 
-@dataclass(frozen=True, slots=True)
-class InitInfo:
-    """What a handshake agreed on; sizes in bytes."""
-
-    minor: int
-    flags: int
-    max_readahead: int
-    max_write: int
-    max_pages: int
-
-    @property
-    def resend(self) -> bool:
-        """Whether the kernel can send lost requests again (6.9 and newer)."""
-        return bool(self.flags & abi.Init.HAS_RESEND)
-
-
-def handshake(fd: int, *, timeout: float) -> InitInfo:
-    """Answer the INIT of a fresh mount on ``fd``; blocks for at most ``timeout`` seconds.
-
-    To be done once per mount, by whoever keeps ``fd``: what is agreed stays with the connection and
-    outlives its servers. Raises TimeoutError when no INIT comes, OSError EPERM when ``fd`` is not
-    mounted, and OSError EPROTO when the kernel speaks another major version or something else came
-    first.
-    """
-    request = _read_first(fd, time.monotonic() + timeout)
-    if request.opcode != abi.Opcode.INIT:
-        raise OSError(errno.EPROTO, f"expected FUSE INIT, got opcode {request.opcode}")
-    offer = abi.InitIn.parse(request.body)
-    if offer.major != abi.KERNEL_VERSION:
-        raise OSError(errno.EPROTO, f"the kernel speaks FUSE {offer.major}.{offer.minor}, not 7.x")
-    info = InitInfo(
-        minor=min(offer.minor, abi.KERNEL_MINOR),
-        flags=offer.flags & WANTED,
-        max_readahead=min(offer.max_readahead, MAX_WRITE),
-        max_write=MAX_WRITE,
-        max_pages=MAX_PAGES,
-    )
-    answer = abi.init_out(
-        minor=info.minor,
-        flags=info.flags,
-        max_readahead=info.max_readahead,
-        max_write=info.max_write,
-        max_pages=info.max_pages,
-        max_background=MAX_BACKGROUND,
-        congestion_threshold=CONGESTION,
-    )
-    os.writev(fd, [abi.out_header(request.unique, 0, len(answer)), answer])
-    return info
-
-
-def _read_first(fd: int, deadline: float) -> abi.Request:
-    """Return the first message on ``fd``, whether or not it is non-blocking."""
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    buffer = bytearray(_BUFFER)
-    while True:
-        wait_ms = max(0, round((deadline - time.monotonic()) * 1000))
-        if not poller.poll(wait_ms):
-            raise TimeoutError(errno.ETIMEDOUT, "no FUSE INIT: is the file descriptor mounted?")
-        try:
-            count = os.readv(fd, [buffer])
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.ENOENT) or time.monotonic() >= deadline:
-                raise
-            continue
-        return abi.Request.parse(memoryview(buffer)[:count])
-
-
 class _Buffer:
     """Prefaulted memory for one request."""
 
@@ -133,7 +44,7 @@ class _Buffer:
 
     def __init__(self) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-        self.memory = mmap.mmap(-1, _PAGE + _BUFFER, flags=flags)
+        self.memory = mmap.mmap(-1, _PAGE + BUFFER, flags=flags)
         self.view = memoryview(self.memory)[_START:]
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from pagein.images.auth import Credentials
+from pagein.images.dockerplace import default_path
 from pagein.origins.base import OriginError
 
 HELPER_TIMEOUT = 30.0
@@ -52,12 +53,6 @@ class _File(msgspec.Struct, rename="camel"):
 class _Secret(msgspec.Struct, rename="pascal"):
     username: str
     secret: str
-
-
-def default_path() -> str:
-    """Where docker has its `config.json` for this user."""
-    directory = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
-    return os.path.join(directory, "config.json")
 
 
 class DockerConfig:

@@ -18,6 +18,7 @@ from pagein.erofs.attributes import Patch, apply
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.index import Index
 from pagein.images.layers.read import LayerOrigin, MetaOrigin
+from pagein.images.layers.spans import Kept
 from pagein.images.manifest import Descriptor
 from pagein.images.source import open_source
 from pagein.images.store import Store
@@ -28,7 +29,6 @@ from pagein.origins.identity import Identity
 if TYPE_CHECKING:
     from pagein.images.connections import Connections
 
-_BUDGET = 8 << 20  # an image may have a hundred layers open
 _KEY_VERSION = "pagein layer 1"
 
 
@@ -69,14 +69,14 @@ class LayerBlob(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
         self,
         store: Store,
         connections: Connections,
+        spans: Kept | None = None,
         *,
-        budget: int = _BUDGET,
         layer: Origin | None = None,
     ) -> Origin:
         """Its origin. OriginError when the index is not in the store any more, or damaged.
 
-        `budget`: bytes of decoded data that are kept. `layer`: the compressed layer, if it is not
-        to be that of `compressed`; it is closed with the origin.
+        `spans`: where what is decoded is kept, together with that of other layers. `layer`: the
+        compressed layer, if it is not to be that of `compressed`; it is closed with the origin.
         """
         path = store.path("indexes", self.index)
         try:
@@ -89,7 +89,7 @@ class LayerBlob(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
         try:
             if self.part == "meta":
                 return _Meta(index, self.patches)
-            return _Data(index, layer or compressed(store, connections, self), budget=budget)
+            return _Data(index, layer or compressed(store, connections, self), spans)
         except BaseException:
             index.close()
             raise

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import logging
+import signal
 import sys
 from collections.abc import Callable
 
@@ -43,18 +43,24 @@ def keeper_of(options: argparse.Namespace) -> AnyKeeper:
 
 def main(kind: Callable[[argparse.Namespace], AnyKeeper] = keeper_of) -> int:
     """Run the keeper; its exit status."""
+    # Until there is a loop: what was taken is let go, as for any other failure.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s keeper %(message)s")
     options = arguments()
     try:
         keeper = kind(options)
         with contextlib.closing(keeper.held):
+            import asyncio  # the halves are on their way already
+
             asyncio.run(keeper.run())
     except (OSError, GivenUp) as problem:
         if options.ready_fd < 0:  # somebody looks at our standard error
             print(f"pagein: {message_of(problem)}", file=sys.stderr)
         else:
             log.error("%s", message_of(problem))
-        say(options, message_of(problem))
+        say(options, message_of(problem), last=True)
+        return 1
+    except KeyboardInterrupt:
         return 1
     return 0
 

@@ -1,14 +1,20 @@
-"""One half as a child process: started, watched, started again, stopped."""
+"""One half as a child process: started, watched, started again, stopped.
+
+A half begins to run (`spawn`) before there is an event loop, and may be told later what it needs:
+it has a third of a second of imports to do, and the device that it is to serve comes meanwhile.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import ctypes
 import logging
 import os
 import signal
+import socket
+import subprocess
 import time
+from collections.abc import Sequence
 
 log = logging.getLogger("pagein.keeper")
 
@@ -21,6 +27,7 @@ _PAUSES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 HOPELESS = 30.0
 """Seconds of starting in vain after which the keeper gives up: readers wait that long for EIO."""
 _PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)  # loaded before any fork
 
 
 class GivenUp(Exception):
@@ -29,11 +36,15 @@ class GivenUp(Exception):
 
 def die_with_parent() -> None:
     """In a child before exec: be killed when the keeper goes."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Half:
-    """One child process: its command, and the last process that ran it."""
+    """One child process: its command, and the last process that ran it.
+
+    The command gets `--ready-fd N`, a socket: on it the process says with one byte that it is
+    ready, and before that finds there what was handed over (`hand`).
+    """
 
     def __init__(
         self,
@@ -50,33 +61,56 @@ class Half:
         self.hopeless = hopeless
         self.command = command
         self.fds = fds
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+        self._line: socket.socket | None = None
+        """To a process that has not been waited for to be ready."""
+        self._handed: Sequence[int] = ()
         self._told = False
 
-    async def start(self) -> None:
-        """Run it and wait until it says that it is ready. Raises GivenUp."""
-        read, write = os.pipe2(os.O_CLOEXEC)
-        try:
-            self.process = await asyncio.create_subprocess_exec(
-                *self.command,
-                "--ready-fd",
-                str(write),
-                pass_fds=[*self.fds, write],
-                preexec_fn=die_with_parent,
-                stdin=asyncio.subprocess.DEVNULL,
+    def spawn(self) -> None:
+        """Run it, and do not wait; `start` does."""
+        ours, its = socket.socketpair()
+        with its:
+            self._line = ours
+            self.process = subprocess.Popen(
+                [*self.command, "--ready-fd", str(its.fileno())],
+                pass_fds=[*self.fds, its.fileno()],
+                preexec_fn=die_with_parent,  # noqa: PLW1509  one system call, no locks
+                stdin=subprocess.DEVNULL,
                 process_group=0,  # Ctrl-C is for the keeper, which ends its halves in order
             )
-        finally:
-            os.close(write)
-        try:
-            ready = await asyncio.wait_for(_read_byte(read), START_TIMEOUT)
-        except TimeoutError:
-            self.process.kill()
-            ready = False
-        finally:
-            os.close(read)
+        if self._handed:
+            self._hand_over()
+
+    def hand(self, fds: Sequence[int]) -> None:
+        """Give it copies of `fds`, which stay the caller's, and each of its successors."""
+        self._handed = fds
+        if self._line is not None:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        assert self._line is not None
+        with contextlib.suppress(OSError):  # it is dead already: `start` will say so
+            socket.send_fds(self._line, [b"f"], list(self._handed))
+
+    async def start(self) -> None:
+        """Run it unless it does, and wait until it says that it is ready. Raises GivenUp."""
+        import asyncio
+
+        if self._line is None:
+            self.spawn()
+        line, self._line = self._line, None
+        assert line is not None and self.process is not None
+        with line:
+            try:
+                line.setblocking(False)
+                said = asyncio.get_running_loop().sock_recv(line, 1)
+                ready = bool(await asyncio.wait_for(said, START_TIMEOUT))
+            except (TimeoutError, ConnectionError):
+                self.process.kill()
+                ready = False
         if not ready:
-            await self.process.wait()
+            await ended(self.process)
             raise GivenUp(f"the {self.name} did not start; see the log")
 
     async def watch(self) -> None:
@@ -85,7 +119,7 @@ class Half:
         while True:
             assert self.process is not None
             born = time.monotonic()
-            status = await self.process.wait()
+            status = await ended(self.process)
             if status == 0:
                 return
             if status == self.hopeless:
@@ -100,6 +134,8 @@ class Half:
 
     async def _start_again(self, deaths: int, give_up: float) -> int:
         """Start it until it is ready; returns how often it died in a row. Raises GivenUp."""
+        import asyncio
+
         while True:
             await asyncio.sleep(_PAUSES[min(deaths, len(_PAUSES)) - 1])
             try:
@@ -114,29 +150,51 @@ class Half:
 
     def terminate(self) -> None:
         """Tell it to end, once: it may have given its signal handlers up by the second time."""
-        if self.process is not None and self.process.returncode is None and not self._told:
+        if self.process is not None and not self._told:
             self._told = True
-            with contextlib.suppress(ProcessLookupError):
-                self.process.terminate()
+            self.process.terminate()  # nothing, if it has ended
 
     async def stop(self) -> None:
         """End it: SIGTERM, then SIGKILL."""
+        import asyncio
+
+        if self._line is not None:
+            self._line.close()
+            self._line = None
         if self.process is None:
             return
         self.terminate()
         try:
-            await asyncio.wait_for(self.process.wait(), STOP_TIMEOUT)
+            await asyncio.wait_for(ended(self.process), STOP_TIMEOUT)
         except TimeoutError:
             self.process.kill()
-            await self.process.wait()
+            await ended(self.process)
+
+    def abandon(self) -> None:
+        """Kill it, where there is no event loop to `stop` it on."""
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
 
-async def _read_byte(fd: int) -> bool:
+async def ended(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a child's end; its exit status, -n for signal n."""
+    import asyncio
+
+    if process.poll() is not None:
+        return process.returncode
     loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(fd, readable.set)
+    over = asyncio.Event()
+    fd = os.pidfd_open(process.pid)  # of a child that nobody has waited for: it is still that one
     try:
-        await readable.wait()
+        loop.add_reader(fd, over.set)
+        try:
+            await over.wait()
+        finally:
+            loop.remove_reader(fd)
     finally:
-        loop.remove_reader(fd)
-    return bool(os.read(fd, 1))
+        os.close(fd)
+    return process.wait()

@@ -12,7 +12,7 @@ import os
 import shutil
 
 from pagein.control import listen
-from pagein.fuse.connection import handshake
+from pagein.fuse.handshake import handshake
 from pagein.keeper.half import START_TIMEOUT
 from pagein.mounts.syscalls import mount_fuse, mounts, umount
 
@@ -23,7 +23,7 @@ class Runtime:
     """A runtime directory and its sockets, held until `close`; its lock until the process ends."""
 
     def __init__(self, state_dir: str, *, daemon_control: bool) -> None:
-        """Take the state directory and what `_hold` takes, listen. Raises OSError.
+        """Take the runtime directory and listen there; `hold` takes the rest. Raises OSError.
 
         `daemon_control`: also hold the user half's socket.
         """
@@ -31,12 +31,10 @@ class Runtime:
         self.connections = contextlib.ExitStack()
         """The /dev/fuse fds: closed before anything that would ask their server."""
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.connections)
             self._take_lock()
             # Credentials that the user half holds are for its mounts, and end with them.
             shutil.rmtree(self.path("secrets"), ignore_errors=True)
             stack.callback(shutil.rmtree, self.path("secrets"), ignore_errors=True)
-            self._hold(stack)
             for name in ("control.sock", "daemon.sock"):  # the last one also when it is not ours
                 stack.callback(_remove, self.path(name))
             self.control = self._listen(stack, "control.sock")
@@ -52,8 +50,8 @@ class Runtime:
         """A file of the runtime directory."""
         return os.path.join(self.state_dir, name)
 
-    def _hold(self, stack: contextlib.ExitStack) -> None:
-        """Take what belongs to one front end. Raises OSError."""
+    def hold(self) -> None:
+        """Take what belongs to one front end; all of it is let go by `close`. Raises OSError."""
         raise NotImplementedError
 
     def _take_lock(self) -> None:
@@ -76,11 +74,12 @@ class Held(Runtime):
     resend = True
     """Whether the kernel sends lost requests again (6.9 and newer)."""
 
-    def _hold(self, stack: contextlib.ExitStack) -> None:
-        self.device_fd = self._fuse(stack, "dev")
-        self.blob_fd = self._fuse(stack, "blobs")
+    def hold(self) -> None:
+        """Mount both."""
+        self.device_fd = self._fuse("dev")
+        self.blob_fd = self._fuse("blobs")
 
-    def _fuse(self, stack: contextlib.ExitStack, name: str) -> int:
+    def _fuse(self, name: str) -> int:
         """Mount a FUSE directory and do its INIT, so that halves come and go without one."""
         target = os.path.join(os.path.realpath(self.state_dir), name)
         for entry in mounts():
@@ -94,7 +93,7 @@ class Held(Runtime):
             os.close(fd)
             raise
         # At the end the connection is closed first: nobody would answer what umount asks.
-        stack.callback(_umount_dead, target)
+        self.stack.callback(_umount_dead, target)
         self.connections.callback(os.close, fd)
         self.resend &= handshake(fd, timeout=START_TIMEOUT).resend
         return fd

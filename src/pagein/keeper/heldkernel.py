@@ -12,7 +12,6 @@ import errno
 import fcntl
 import os
 
-from pagein.daemon.loop import TAG
 from pagein.keeper.held import Runtime
 from pagein.protocol import commands
 
@@ -28,15 +27,18 @@ class HeldKernel(Runtime):
     """The kernel's device, for one cache directory."""
 
     def __init__(self, state_dir: str, *, device: str, cache: str) -> None:
-        """Open `device` and bind it to `cache`. Raises OSError in one line."""
+        """`hold` opens `device` and binds it to `cache`; OSErrors are one line."""
         self.device = device
         self.cache = cache
         super().__init__(state_dir, daemon_control=True)
 
-    def _hold(self, stack: contextlib.ExitStack) -> None:
-        _lock_cache(stack, self.cache)
+    def hold(self) -> None:
+        """Open the device, and bind it."""
+        _lock_cache(self.stack, self.cache)
         self.device_fd = _open(self.device)
-        stack.callback(os.close, self.device_fd)
+        self.stack.callback(os.close, self.device_fd)
+        from pagein.daemon.loop import TAG
+
         for command in (commands.dir_(self.cache), commands.tag(TAG), commands.bind(ondemand=True)):
             try:
                 os.write(self.device_fd, command)

@@ -1,53 +1,80 @@
-"""The keeper itself: what is held, and the two halves that are kept running over it."""
+"""The keeper itself: what is held, and the two halves that are kept running over it.
+
+Both halves are started at once, the user half first, which takes longest to get ready: it imports
+what it needs while the FUSE connections are made and the kernel half starts, answers on its socket
+as soon as it can, and is given the device when there is one.
+"""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pagein.keeper.half import START_TIMEOUT, Half
 from pagein.keeper.held import Held, Runtime
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class AnyKeeper:
     """Everything that is held, and the two halves; which those are is up to the front end."""
 
     def __init__(self, options: argparse.Namespace, held: Runtime) -> None:
+        """Start both halves on what `held` comes to hold. Raises OSError."""
         self.options = options
         self.held = held
+        self._user: Half | None = None
+        with contextlib.ExitStack() as undo:
+            undo.callback(held.close)
+            if not options.no_daemon:
+                self._user = self.user_half()
+                undo.callback(self._user.abandon)
+                self._user.spawn()
+            say(options, "listening")  # what is asked from now on waits for the halves
+            held.hold()
+            self._kernel = self.kernel_half()
+            undo.callback(self._kernel.abandon)
+            self._kernel.spawn()
+            undo.pop_all()
 
     def kernel_half(self) -> Half:
         """What is mounted; with it everything ends."""
         raise NotImplementedError
 
-    async def user_half(self) -> Half:
+    def user_half(self) -> Half:
         """What fetches."""
         raise NotImplementedError
 
+    async def device(self) -> Sequence[int]:
+        """The fds that the user half serves, once there is a kernel half; `held` closes them."""
+        raise NotImplementedError
+
     async def run(self) -> None:
-        """Start both halves and keep them until the kernel half is done. Raises GivenUp."""
-        halves = [self.kernel_half()]
+        """Keep both halves until the kernel half is done. Raises GivenUp."""
+        import asyncio
+
+        kernel, user = self._kernel, self._user
         tasks: list[asyncio.Task[None]] = []
         stopped = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopped.set)
         try:
-            await halves[0].start()
-            if not self.options.no_daemon:
-                # From here on the kernel half may die: opening the device would wait for ever.
-                tasks.append(loop.create_task(halves[0].watch()))
-                halves.append(await self.user_half())
-                await halves[1].start()
-                tasks.append(loop.create_task(halves[1].watch()))
-            else:
-                tasks.append(loop.create_task(halves[0].watch()))
+            await kernel.start()
+            # From here on the kernel half may die: opening the device would wait for ever.
+            tasks.append(loop.create_task(kernel.watch()))
+            if user is not None:
+                user.hand(await self.device())
+                await user.start()
+                tasks.append(loop.create_task(user.watch()))
             tasks.append(loop.create_task(_wait(stopped)))
-            say(self.options, "ok")
+            say(self.options, "ok", last=True)
             if self.options.announce:
                 print(self.options.announce, flush=True)
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -57,13 +84,13 @@ class AnyKeeper:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await halves[0].stop()
-            for half in halves[1:]:
-                half.terminate()
+            await kernel.stop()
+            if user is not None:
+                user.terminate()
             # Without a server a call on the device would wait for ever: end the connections.
             self.held.connections.close()
-            for half in halves[1:]:
-                await half.stop()
+            if user is not None:
+                await user.stop()
 
 
 class Keeper(AnyKeeper):
@@ -86,8 +113,14 @@ class Keeper(AnyKeeper):
         fds = [held.device_fd, held.blob_fd, held.control]
         return Half("kernel half", command, fds, replaceable=held.resend)
 
-    async def user_half(self) -> Half:
-        """The user half, with the device's fd, which the keeper holds: see `restore`."""
+    def user_half(self) -> Half:
+        """The user half, for the device that the kernel half will serve."""
+        return user_half(self.held, self.options, self.held.path("dev/cachefiles"))
+
+    async def device(self) -> Sequence[int]:
+        """The device's fd, which the keeper holds: see `restore`; and its directory's."""
+        import asyncio
+
         held, loop = self.held, asyncio.get_running_loop()
         device = held.path("dev/cachefiles")
         opening = loop.run_in_executor(None, os.open, device, os.O_RDWR | os.O_CLOEXEC)
@@ -95,21 +128,28 @@ class Keeper(AnyKeeper):
         held.stack.callback(os.close, fd)
         directory = os.open(held.path("dev"), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         held.stack.callback(os.close, directory)
-        command = [sys.executable, "-P", "-m", "pagein.daemon", "--device", device]
-        command += ["--device-fd", str(fd), "--dir-fd", str(directory)]
-        command += ["--control-fd", str(held.daemon_control), "--cache", self.options.cache]
-        command += ["--state-dir", self.options.state_dir]
-        command += ["--timeout", str(self.options.timeout), "--user", self.options.daemon_user]
-        return Half("user half", command, [fd, directory, held.daemon_control])
+        return fd, directory
 
 
-def say(options: argparse.Namespace, text: str) -> None:
-    """Tell whoever started the keeper: `ok`, or what went wrong; once."""
+def user_half(
+    held: Runtime, options: argparse.Namespace, device: str, hopeless: int | None = None
+) -> Half:
+    """The user half for a `device`, which it is handed; `hopeless` as of `Half`."""
+    command = [sys.executable, "-P", "-m", "pagein.daemon", "--device", device]
+    command += ["--control-fd", str(held.daemon_control), "--cache", options.cache]
+    command += ["--state-dir", options.state_dir]
+    command += ["--timeout", str(options.timeout), "--user", options.daemon_user]
+    return Half("user half", command, [held.daemon_control], hopeless=hopeless)
+
+
+def say(options: argparse.Namespace, text: str, *, last: bool = False) -> None:
+    """Tell whoever started the keeper: `listening`, then `ok` or what went wrong, which is last."""
     if options.ready_fd >= 0:
         with contextlib.suppress(BrokenPipeError):
             os.write(options.ready_fd, text.encode() + b"\n")
-        os.close(options.ready_fd)
-        options.ready_fd = -1
+        if last:
+            os.close(options.ready_fd)
+            options.ready_fd = -1
 
 
 async def _wait(event: asyncio.Event) -> None:

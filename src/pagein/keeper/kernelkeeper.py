@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from pagein.daemon.device import DEVICE_LOST
 from pagein.keeper.half import Half
 from pagein.keeper.heldkernel import HeldKernel
-from pagein.keeper.keeper import AnyKeeper
+from pagein.keeper.keeper import AnyKeeper, user_half
 
 
 class KernelKeeper(AnyKeeper):
@@ -36,13 +37,10 @@ class KernelKeeper(AnyKeeper):
         command += ["--linger", str(options.linger)]
         return Half("deputy of the kernel", command, [held.control])
 
-    async def user_half(self) -> Half:
-        """The user half, with the device's fd."""
-        held, options = self.held, self.options
-        command = [sys.executable, "-P", "-m", "pagein.daemon", "--device", held.device]
-        command += ["--device-fd", str(held.device_fd), "--dir-fd", "-1"]
-        command += ["--control-fd", str(held.daemon_control), "--cache", options.cache]
-        command += ["--state-dir", options.state_dir]
-        command += ["--timeout", str(options.timeout), "--user", options.daemon_user]
-        fds = [held.device_fd, held.daemon_control]
-        return Half("user half", command, fds, hopeless=DEVICE_LOST)
+    def user_half(self) -> Half:
+        """The user half; it ends for good with the kernel's cache."""
+        return user_half(self.held, self.options, self.held.device, hopeless=DEVICE_LOST)
+
+    async def device(self) -> Sequence[int]:
+        """The device's fd."""
+        return (self.held.device_fd,)

@@ -13,7 +13,8 @@ import signal
 import socket
 from typing import Any
 
-from pagein.control import Answer, ControlServer
+from pagein.control import Answer
+from pagein.controlserver import ControlServer
 from pagein.kernelhalf import state as states
 from pagein.kernelhalf.half import Blob, KernelHalf, Settings
 from pagein.kernelhalf.life import Life

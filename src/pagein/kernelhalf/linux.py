@@ -24,7 +24,8 @@ from typing import Any
 
 import msgspec
 
-from pagein.control import Answer, ControlServer
+from pagein.control import Answer
+from pagein.controlserver import ControlServer
 from pagein.kernelhalf.life import Life
 from pagein.mounts import kernel, syscalls
 from pagein.mounts.erofs import MountError, umount_image

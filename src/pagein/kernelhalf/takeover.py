@@ -121,7 +121,7 @@ async def _adopt_object(
 ) -> CachefilesObject:
     path = namei.object_path(saved.volume, saved.cookie)
     obj = CachefilesObject(saved.volume, saved.cookie, path)
-    obj.ready.set()
+    obj.looked_up()
     obj.size = saved.size
     obj.ondemand_id = saved.id
     obj.handles = set(saved.handles)
@@ -155,7 +155,7 @@ async def _adopt_export(
         # Its anonymous fds are closed, or its reopening was under way: a READ begins one anew.
         # Files of an OPEN that was never answered stay with the object that was made for them.
         obj = CachefilesObject(*key, namei.object_path(*key), ondemand_id=FD_CLOSED)
-        obj.ready.set()
+        obj.looked_up()
         obj.size = saved.size
         await _open_file(session, obj)
     if obj.file is None:

@@ -19,6 +19,10 @@ from typing import Final
 MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
+MS_REMOUNT: Final = 32
+MS_BIND: Final = 4096
+MS_MOVE: Final = 8192
+MS_PROPAGATION: Final = 0xF << 17  # MS_UNBINDABLE, MS_PRIVATE, MS_SLAVE, MS_SHARED
 MOUNT_ATTR_RDONLY: Final = 1
 MOUNT_ATTR_NOSUID: Final = 2
 MOUNT_ATTR_NODEV: Final = 4

@@ -22,7 +22,7 @@ from pagein.images.layers.entry import Limits
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression, Header, Layer
 from pagein.images.layers.gzip import GzipUnpacker
-from pagein.images.layers.point import KEPT, Output, Point
+from pagein.images.layers.point import INTERVAL, KEPT, Output, Point
 from pagein.images.layers.tar import TarParser
 from pagein.images.layers.tree import Tree, TreeBuilder
 from pagein.images.layers.zstd import ZstdUnpacker
@@ -54,7 +54,8 @@ class IndexBuilder:
 
     The compression is what the first bytes say, as in containerd: media types are wrong too often.
     With a `sink` the data blob's bytes are given out as they become known, not yet verified: they
-    may be used once `finish` has returned.
+    may be used once `finish` has returned. Points of a gzip layer are `interval` bytes of its tar
+    apart.
     """
 
     def __init__(
@@ -62,11 +63,13 @@ class IndexBuilder:
         layer: Layer,
         *,
         sink: blob.Sink | None = None,
+        interval: int = INTERVAL,
         limits: Limits = Limits(),  # noqa: B008
     ) -> None:
         self.received = 0
         """Bytes of the layer so far."""
         self._layer = layer
+        self._interval = interval
         self._head: bytes | None = b""
         self._unpacker: _Plain | GzipUnpacker | ZstdUnpacker | None = None
         self._compression = Compression.NONE
@@ -105,8 +108,17 @@ class IndexBuilder:
             data, self._head = self._head, None
             self._compression = _compression(data)
         if self._unpacker is None:
-            self._unpacker = _UNPACKERS[self._compression](self._take_tar)
+            self._unpacker = self._open()
         self._unpacker.feed(data)
+
+    def _open(self) -> _Plain | GzipUnpacker | ZstdUnpacker:
+        match self._compression:
+            case Compression.GZIP:
+                return GzipUnpacker(self._take_tar, self._interval)
+            case Compression.ZSTD:
+                return ZstdUnpacker(self._take_tar)
+            case Compression.NONE:
+                return _Plain(self._take_tar)
 
     def _take_tar(self, view: memoryview) -> None:
         self._tar.update(view)
@@ -167,13 +179,14 @@ async def build(
     out: BinaryIO,
     *,
     sink: blob.Sink | None = None,
+    interval: int = INTERVAL,
 ) -> Built:
     """Build the index of `layer`, whose bytes `stream` gives, into `out`; work is in threads.
 
     LayerError as `IndexBuilder`; what the stream raises goes through. How long it may wait is the
     stream's to say.
     """
-    with IndexBuilder(layer, sink=sink) as builder:
+    with IndexBuilder(layer, sink=sink, interval=interval) as builder:
         waiting = bytearray()
         async for piece in stream:
             waiting += piece
@@ -209,13 +222,6 @@ class _Plain:
 
     def close(self) -> None:
         """Nothing to give back."""
-
-
-_UNPACKERS: dict[Compression, Callable[[Output], _Plain | GzipUnpacker | ZstdUnpacker]] = {
-    Compression.NONE: _Plain,
-    Compression.GZIP: GzipUnpacker,
-    Compression.ZSTD: ZstdUnpacker,
-}
 
 
 class _Members:

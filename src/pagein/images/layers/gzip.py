@@ -1,8 +1,8 @@
 """A gzip layer (RFC 1951, RFC 1952): unpacked with points to enter it at, and entered.
 
-One member or many, every header flag, padding of zeros at the end. A point is taken every 2 MiB of
-output, or sooner where the data hardly compresses, so that what lies between two points never
-costs more than about 1 MiB of download.
+One member or many, every header flag, padding of zeros at the end. A point is taken once in so many
+bytes of output, or sooner where the data hardly compresses, so that what lies between two points
+never costs more than about 1 MiB of download.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from itertools import cycle
 from pagein.images.layers import window
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.inflate import WINDOW, Inflate
-from pagein.images.layers.point import KEPT, Output, Point
+from pagein.images.layers.point import INTERVAL, KEPT, Output, Point
 
-SPAN = 2 << 20
-"""Bytes of output between two points, and what the last deflate block adds."""
 _PACKED_SPAN = 896 << 10  # bytes of input between two points: two spans stay below 2 MiB
 
 _BUFFER = 1 << 20
@@ -28,12 +26,16 @@ _MAGIC = 0x1F
 
 
 class GzipUnpacker:
-    """Feed it the layer; `output` gets the tar, `points` fills. `finish` checks the end."""
+    """Feed it the layer; `output` gets the tar, `points` fills. `finish` checks the end.
 
-    def __init__(self, output: Output) -> None:
+    Points are `interval` bytes of output apart, and what the last deflate block adds.
+    """
+
+    def __init__(self, output: Output, interval: int = INTERVAL) -> None:
         self.points: list[Point] = []
         """In order; complete after `finish`. The first one has out 0."""
         self._output = output
+        self._interval = interval
         self._inflate = Inflate()
         # Used in turn: memory that is new each time costs as much as the tar's digest.
         self._buffers = cycle([bytearray(WINDOW + _BUFFER) for _ in range(KEPT + 2)])
@@ -122,7 +124,7 @@ class GzipUnpacker:
             return self._inflate.step()
         last = self.points[-1]
         # One byte less: the block that begins where a point is due must not be passed over.
-        unpacked = last.out + SPAN - 1 - self._out
+        unpacked = last.out + self._interval - 1 - self._out
         packed = last.bit // 8 + _PACKED_SPAN - 1 - (self._in + at)
         if unpacked > 0 and packed > 0:
             return self._inflate.run(unpacked, packed)
@@ -133,7 +135,8 @@ class GzipUnpacker:
         out = self._out
         if self.points or self._pending is not None:
             last = self._pending.point if self._pending is not None else self.points[-1]
-            if out == last.out or (out - last.out < SPAN and bit - last.bit < _PACKED_SPAN * 8):
+            near = out - last.out < self._interval and bit - last.bit < _PACKED_SPAN * 8
+            if near or out == last.out:
                 return
             if self._pending is not None:
                 return  # its window is not known yet: within the next 32 KiB

@@ -33,6 +33,16 @@ class Piece(NamedTuple):
     length: int
 
 
+class Place(NamedTuple):
+    """Span `number` begins at `point`: `size` bytes of the tar, [start, end) of the layer."""
+
+    number: int
+    point: Point
+    size: int
+    start: int
+    end: int
+
+
 class Index:
     """An open index. Its methods may wait for the disk; threads may share it. `close` it."""
 
@@ -91,11 +101,14 @@ class Index:
         section = self._sections[Kind.POINTS]
         return section.key(number) if number < section.count else self.header.tar_size
 
-    def point_end(self, number: int) -> int:
-        """The offset in the layer of the byte after the last that a point's span needs."""
-        if number + 1 < self.points:
-            return -(-self.point(number + 1).bit // 8)
-        return self.header.layer.size
+    def place(self, number: int) -> Place:
+        """What lies between a point and the next; the last byte may be the next one's as well."""
+        point, size = self.point(number), self.header.layer.size
+        start = point.bit // 8
+        end = -(-self.point(number + 1).bit // 8) if number + 1 < self.points else size
+        if start >= end:
+            raise self._error(f"point {number}", "not before the next one")
+        return Place(number, point, self.point_out(number + 1) - point.out, start, end)
 
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
         """What of [start, end) in the data blob comes from the tar, in order; the rest is zeros."""

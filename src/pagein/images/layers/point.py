@@ -10,6 +10,10 @@ Output = Callable[[memoryview], None]
 
 KEPT = 4
 
+INTERVAL = 1 << 20
+"""Bytes of output between two points of a gzip layer, unless `build` is told another. What a read
+fetches and decodes in vain is half of it on average; half of it again doubles what points take."""
+
 
 class Point(NamedTuple):
     """Decoding can begin at `bit`, a bit offset in the compressed layer, given `window`.

@@ -16,24 +16,28 @@ from contextlib import aclosing
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression
 from pagein.images.layers.index import Index, Piece
+from pagein.images.layers.spans import Kept
 from pagein.images.layers.tarbytes import WHOLE, Run, TarBytes
 from pagein.origins.base import Origin, OriginError, check_range
 
-_BATCH = 1 << 20  # bytes put together and verified at a time
-_BUDGET = 32 << 20
+_BATCH = 1 << 20  # bytes put together at a time
 _NEAR = 8 << 20  # bytes of the blob in which the rest of a span is looked for: files are padded
+
+
+Part = tuple[int, memoryview]
+"""Offset in the data blob, and the bytes there."""
 
 
 class LayerOrigin(Origin):
     """The data blob of `index`, out of the compressed layer `origin`, which it closes.
 
-    `budget` is how many bytes of decoded spans are kept. The index stays its opener's.
+    `kept` is where decoded spans are kept. The index stays its opener's.
     """
 
-    def __init__(self, index: Index, origin: Origin, *, budget: int = _BUDGET) -> None:
+    def __init__(self, index: Index, origin: Origin, kept: Kept | None = None) -> None:
         self._index = index
         self._origin = origin
-        self._tar = TarBytes(index, origin, budget)
+        self._tar = TarBytes(index, origin, Kept() if kept is None else kept)
         self._size = index.header.blob_size
 
     def __str__(self) -> str:
@@ -65,7 +69,7 @@ class LayerOrigin(Origin):
 
     async def close(self) -> None:
         """Forget what was decoded, and close the compressed layer's origin."""
-        self._tar.clear()
+        await self._tar.clear()
         await self._origin.close()
 
     async def _verified(self, offset: int, length: int) -> AsyncGenerator[memoryview, None]:
@@ -75,29 +79,17 @@ class LayerOrigin(Origin):
         start = offset // chunk * chunk
         last = min(self._size, -(-end // chunk) * chunk)
         try:
-            async with aclosing(await self._run(start, last)) as run:
+            until = await asyncio.to_thread(self._until, max(start, last - batch), last)
+            async with aclosing(Run(self._origin, until)) as run:
                 while start < end:
-                    # Batches begin at multiples of their size, so that few spans are cut twice.
+                    # Batches begin at multiples of their size.
                     stop = min(last, start // batch * batch + batch)
-                    data = await self._batch(start, stop, run)
-                    yield memoryview(data)[max(offset - start, 0) : end - start]
+                    async with aclosing(self._batch(start, stop, until, run)) as found:
+                        async for at, data in found:
+                            yield data[max(offset - at, 0) : end - at]
                     start = stop
         except LayerError as error:
             raise OriginError.of(str(self), str(error)) from None
-
-    async def _run(self, start: int, end: int) -> Run:
-        """A pass over as much of the compressed layer as holds [start, end) of the blob."""
-        pieces = await asyncio.to_thread(self._pieces, max(start, end - _BATCH), end)
-        if not pieces:
-            return Run(self._origin, 0)
-        last = pieces[-1].position + pieces[-1].length
-        if self._index.header.compression is Compression.NONE:
-            return Run(self._origin, last)
-        number = self._index.point_before(last - 1)
-        whole = self._index.point_out(number + 1) - self._index.point_out(number)
-        if number < 0 or whole > WHOLE:
-            return Run(self._origin, 0)
-        return Run(self._origin, await asyncio.to_thread(self._index.point_end, number))
 
     def _around(self, start: int, end: int) -> tuple[int, int]:
         index, chunk = self._index, self._index.header.chunk
@@ -118,6 +110,10 @@ class LayerOrigin(Origin):
         stop = (inside[-1].offset + inside[-1].length) // chunk * chunk
         return min(start, begin), max(end, stop)
 
+    def _until(self, start: int, end: int) -> int:
+        """Where in the tar that ends which the blob has in [start, end); 0 for zeros only."""
+        return max((p.position + p.length for p in self._index.pieces(start, end)), default=0)
+
     def _pieces(self, start: int, end: int) -> list[Piece]:
         """What of the blob comes from the tar; LayerError unless it goes forward there too."""
         pieces = list(self._index.pieces(start, end))
@@ -128,33 +124,55 @@ class LayerOrigin(Origin):
             at = piece.position + piece.length
         return pieces
 
-    async def _batch(self, start: int, end: int, run: Run) -> bytearray:
-        pieces = await asyncio.to_thread(self._pieces, start, end)
-        try:
-            return await self._attempt(start, end, pieces, run)
-        except LayerError:
-            if not pieces:
-                raise
-        self._tar.forget(pieces[0].position, pieces[-1].position + pieces[-1].length)
-        await run.aclose()
-        return await self._attempt(start, end, pieces, run)
+    async def _batch(
+        self, start: int, end: int, until: int, run: Run
+    ) -> AsyncGenerator[Part, None]:
+        """[start, end) of the blob, whole chunks, verified, as they come; else LayerError.
 
-    async def _attempt(self, start: int, end: int, pieces: Sequence[Piece], run: Run) -> bytearray:
-        """[start, end) of the blob, whole chunks, verified; else LayerError."""
-        data = bytearray(end - start)
+        From the first chunk on that is wrong, everything is fetched once more.
+        """
+        for last_try in (False, True):
+            pieces = await asyncio.to_thread(self._pieces, start, end)
+            try:
+                async with aclosing(self._chunks(start, end, pieces, until, run)) as found:
+                    async for at, data in found:
+                        start = at + len(data)
+                        yield at, data
+                return
+            except LayerError:
+                if last_try or not pieces:
+                    raise
+            self._tar.forget(pieces[0].position, pieces[-1].position + pieces[-1].length)
+            self._origin.forget()
+            await run.aclose()
+
+    async def _chunks(
+        self, start: int, end: int, pieces: Sequence[Piece], until: int, run: Run
+    ) -> AsyncGenerator[Part, None]:
+        data, chunk = bytearray(end - start), self._index.header.chunk
+        view, done, at = memoryview(data), start, 0
         if pieces:
             first, last = pieces[0].position, pieces[-1].position + pieces[-1].length
-            at = 0
-            async with aclosing(self._tar.parts(first, last, run)) as parts:
+            async with aclosing(self._tar.parts(first, last, until, run)) as parts:
                 async for out, part in parts:
                     at = _copy(out, memoryview(part), pieces, at, data, start)
-        await asyncio.to_thread(self._verify, start, data)
-        return data
+                    ready = _ready(pieces, at, out + len(part), end) // chunk * chunk
+                    if ready > done and at < len(pieces):
+                        yield await self._checked(view, start, done, ready)
+                        done = ready
+        if at < len(pieces):
+            raise LayerError("the layer ends before the tar that the index describes")
+        yield await self._checked(view, start, done, end)
 
-    def _verify(self, start: int, data: bytearray) -> None:
+    async def _checked(self, view: memoryview, start: int, low: int, high: int) -> Part:
+        """[low, high) of the blob, once it was verified; `view` begins at `start`."""
+        part = view[low - start : high - start]
+        await asyncio.to_thread(self._verify, low, part)
+        return low, part
+
+    def _verify(self, start: int, view: memoryview) -> None:
         chunk = self._index.header.chunk
-        view = memoryview(data)
-        for at in range(0, len(data), chunk):
+        for at in range(0, len(view), chunk):
             number = (start + at) // chunk
             found, wanted = hashlib.sha256(view[at : at + chunk]), self._index.chunk_digest(number)
             if found.digest() != wanted:
@@ -162,6 +180,14 @@ class LayerOrigin(Origin):
                     f"wrong bytes in chunk {number} of its data: "
                     f"sha256:{found.hexdigest()}, not sha256:{wanted.hex()}"
                 )
+
+
+def _ready(pieces: Sequence[Piece], at: int, out: int, end: int) -> int:
+    """How far the blob is known when the tar is up to `out`; `at` is the first unfinished piece."""
+    if at == len(pieces):
+        return end
+    piece = pieces[at]
+    return piece.offset + max(0, out - piece.position)
 
 
 def _copy(

@@ -1,212 +1,215 @@
 """Bytes of a layer's tar, out of the compressed layer, from the nearest point of the index on.
 
-What lies between two points, a span, is fetched and decoded whole, once however many ask, and kept
-for a while: whoever reads a file reads its neighbours next. Spans too large for that (a zstd layer
-that is one frame) are decoded by cursors, which stand where the last reader left them.
+Spans are fetched whole and kept (`spans.py`), as many at once as their readers ask for; those too
+large for that are decoded by cursors.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from typing import Final
 
+from pagein.images.layers.cursors import Cursors
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression
 from pagein.images.layers.gzip import GzipDecoder
-from pagein.images.layers.index import Index
-from pagein.images.layers.point import Point
+from pagein.images.layers.index import Index, Place
+from pagein.images.layers.spans import Kept, Span, Transfer
 from pagein.images.layers.zstd import ZstdDecoder
 from pagein.origins.base import Origin
 
-WHOLE = 8 << 20
+WHOLE: Final = 8 << 20
 """Bytes: larger spans are not decoded whole."""
 
-_FETCH = 1 << 20  # bytes that a cursor asks for at a time
-_CURSORS = 2
+REQUEST: Final = 4 << 20
+"""Bytes of the layer that one request asks for, unless a single span has more."""
 
-Part = tuple[int, bytes]
+_SKIP = 1 << 20  # bytes of headers that are cheaper passed over than asked for anew
+
+Part = tuple[int, bytes | memoryview]
 """Offset in the tar, and the bytes there."""
 
 
 class TarBytes:
-    """Gives bytes of the tar, not verified. `budget` is how many bytes of spans are kept."""
+    """Gives bytes of the tar, not verified; `clear` it at the end."""
 
-    def __init__(self, index: Index, origin: Origin, budget: int) -> None:
+    def __init__(self, index: Index, origin: Origin, kept: Kept) -> None:
         self._index = index
         self._origin = origin
-        self._budget = budget
-        self._kept: OrderedDict[int, bytes] = OrderedDict()
-        self._size = 0
-        self._decoding: dict[int, asyncio.Future[None]] = {}
-        self._cursors: list[_Cursor] = []
+        self._kept = kept
+        self._spans: dict[int, Span] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._cursors = Cursors(origin, self._decoder)
 
     def forget(self, start: int, end: int) -> None:
         """What was kept of [start, end) turned out wrong: it has to be fetched again."""
         self._cursors.clear()
-        for number in [*self._kept]:
-            if self._index.point_out(number) < end and start < self._index.point_out(number + 1):
-                self._size -= len(self._kept.pop(number))
+        for span in list(self._spans.values()):
+            if span.out < end and start < span.out + span.size:
+                self._kept.forget(span)
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._kept.clear()
+    def has(self, number: int) -> bool:
+        """Whether all of a span is in memory."""
+        span = self._spans.get(number)
+        return span is not None and span.complete
+
+    async def clear(self) -> None:
+        """End all requests, and forget everything."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for span in list(self._spans.values()):
+            self._kept.forget(span)
         self._cursors.clear()
-        self._size = 0
 
-    async def parts(self, start: int, end: int, run: Run) -> AsyncGenerator[Part, None]:
-        """Parts that cover [start, end), in order; the first may begin before, the last end after.
+    async def parts(self, start: int, end: int, until: int, run: Run) -> AsyncGenerator[Part, None]:
+        """Parts that cover [start, end), in order, as they come; the next ones up to `until`.
 
-        OSError as the origin; LayerError when what it gives cannot be decoded.
+        A part may begin before `start`, and end after `end`. OSError as the origin; LayerError
+        when what it gives cannot be decoded.
         """
         if self._index.header.compression is Compression.NONE:
-            yield start, await run.take(start, end)
+            async with aclosing(run.parts(start, end)) as parts:
+                async for each in parts:
+                    yield each
             return
         number = self._index.point_before(start)
         if number < 0:
             raise LayerError(f"no point of the index lies before byte {start} of the tar")
         while number < self._index.points and self._index.point_out(number) < end:
-            out, after = self._index.point_out(number), self._index.point_out(number + 1)
-            if after - out <= WHOLE:
-                yield out, await self._span(number, run)
-            else:
-                within = max(start, out), min(end, after)
-                async with aclosing(self._by_cursor(number, *within)) as parts:
-                    async for part in parts:
-                        yield part
+            async with aclosing(self._of_span(number, start, end, until)) as found:
+                async for part in found:
+                    yield part
             number += 1
+
+    async def _of_span(
+        self, number: int, start: int, end: int, until: int
+    ) -> AsyncGenerator[Part, None]:
+        out, after = self._index.point_out(number), self._index.point_out(number + 1)
+        if after - out > WHOLE:
+            place = await asyncio.to_thread(self._place, number)
+            async with aclosing(
+                self._cursors.parts(place, max(start, out), min(end, after))
+            ) as found:
+                async for part in found:
+                    yield part
+            return
+        span = await self._provide(number, max(end, until))
+        async with aclosing(span.parts(start, end)) as decoded:
+            async for piece in decoded:
+                yield piece
 
     # ---- spans
 
-    async def _span(self, number: int, run: Run) -> bytes:
-        while True:
-            data = self._kept.get(number)
-            if data is not None:
-                self._kept.move_to_end(number)
-                return data
-            busy = self._decoding.get(number)
-            if busy is None:
+    async def _provide(self, number: int, until: int) -> Span:
+        """A span that is here or on its way; so are those that follow, as far as `until`."""
+        last = max(number, self._index.point_before(until - 1))
+        while (first := self._missing(number, last)) is not None:
+            places = await asyncio.to_thread(self._places, first, last)
+            self._transfer([place for place in places if self._lacks(place.number)])
+        span = self._spans[number]
+        self._kept.touch(span, self._spans)
+        return span
+
+    def _missing(self, number: int, last: int) -> int | None:
+        """The first span from `number` on that nobody fetches yet, if it is due."""
+        ahead = 0
+        while number <= last and ahead < REQUEST and not self._large(number):
+            if self._lacks(number):
+                return number
+            span = self._spans[number]
+            ahead += span.end - span.at
+            number += 1
+        return None
+
+    def _lacks(self, number: int) -> bool:
+        span = self._spans.get(number)
+        return span is None or (
+            not span.complete and span.transfer is None and (span.at < span.end or bool(span.error))
+        )
+
+    def _large(self, number: int) -> bool:
+        return self._index.point_out(number + 1) - self._index.point_out(number) > WHOLE
+
+    def _transfer(self, places: list[Place]) -> None:
+        """Ask for the first of `places`, and for those that follow without a gap."""
+        spans: list[Span] = []
+        for place in places:
+            if spans and place.number != spans[-1].number + 1:
                 break
-            await asyncio.wait([busy])  # then look again: if that failed, it is our turn
-        done = self._decoding[number] = asyncio.get_running_loop().create_future()
-        try:
-            data = await self._decode(number, run)
-        finally:
-            del self._decoding[number]
-            done.set_result(None)
-        self._keep(number, data)
-        return data
+            spans.append(self._span(place))
+            if spans[-1].at != place.start and len(spans) > 1:
+                spans.pop()
+                break
+        if spans:
+            Transfer(spans, self._origin, self._kept, self._tasks)
 
-    async def _decode(self, number: int, run: Run) -> bytes:
-        point = await asyncio.to_thread(self._index.point, number)
-        start, end = point.bit // 8, await asyncio.to_thread(self._index.point_end, number)
-        if not start < end <= self._index.header.layer.size:
-            raise LayerError(f"point {number} of the index lies outside of the layer")
-        packed = await run.take(start, end)
-        size = self._index.point_out(number + 1) - point.out
-        return await asyncio.to_thread(_decode, self._decoder(point), packed, size)
+    def _span(self, place: Place) -> Span:
+        span = self._spans.get(place.number)
+        if span is not None and span.at == span.end:  # what came cannot be decoded
+            self._kept.forget(span)
+            span = None
+        if span is None:
+            span = self._spans[place.number] = Span(place, self._decoder(place), self._tasks)
+        self._kept.touch(span, self._spans)
+        return span
 
-    def _decoder(self, point: Point) -> GzipDecoder | ZstdDecoder:
+    def _decoder(self, place: Place) -> GzipDecoder | ZstdDecoder:
         gzip = self._index.header.compression is Compression.GZIP
-        return GzipDecoder(point) if gzip else ZstdDecoder(point)
+        return GzipDecoder(place.point) if gzip else ZstdDecoder(place.point)
 
-    def _keep(self, number: int, data: bytes) -> None:
-        self._kept[number] = data
-        self._size += len(data)
-        while self._size > self._budget and len(self._kept) > 1:
-            self._size -= len(self._kept.popitem(last=False)[1])
+    # ---- in threads
 
-    # ---- cursors
-
-    async def _by_cursor(self, number: int, start: int, end: int) -> AsyncGenerator[Part, None]:
-        able = [c for c in self._cursors if c.number == number and c.last[0] <= start]
-        if able:
-            cursor = max(able, key=lambda c: c.last[0])
-            self._cursors.remove(cursor)
-        else:
-            point = await asyncio.to_thread(self._index.point, number)
-            limit = await asyncio.to_thread(self._index.point_end, number)
-            cursor = _Cursor(number, point, self._decoder(point), self._origin, limit)
-        # While it is in use nobody else has it; if this fails, nobody will.
-        while True:
-            out, data = cursor.last
-            if start < out + len(data):
-                yield cursor.last
-            if end <= out + len(data):
+    def _places(self, first: int, last: int) -> list[Place]:
+        """Spans from `first` on, for one request."""
+        places = [self._place(first)]
+        while places[-1].number < last and not self._large(places[-1].number + 1):
+            place = self._place(places[-1].number + 1)
+            if place.end - places[0].start > REQUEST:
                 break
-            await cursor.advance()
-        self._cursors.append(cursor)
-        del self._cursors[:-_CURSORS]
+            places.append(place)
+        return places
 
-
-class _Cursor:
-    """A decoder, and the last part that came out of it."""
-
-    def __init__(
-        self,
-        number: int,
-        point: Point,
-        decoder: GzipDecoder | ZstdDecoder,
-        origin: Origin,
-        limit: int,
-    ) -> None:
-        self.number = number
-        self.last: Part = (point.out, b"")
-        self._at = point.bit // 8
-        self._decoder = decoder
-        self._origin = origin
-        self._limit = limit
-        self._pieces: Iterator[bytes] = iter(())
-
-    async def advance(self) -> None:
-        """Decode the next part."""
-        while True:
-            piece = await asyncio.to_thread(next, self._pieces, None)
-            if piece is not None:
-                self.last = (self.last[0] + len(self.last[1]), piece)
-                return
-            length = min(_FETCH, self._limit - self._at)
-            if length <= 0:
-                raise LayerError("the layer ends before the tar that the index describes")
-            data = await self._origin.read(self._at, length)
-            self._at += length
-            self._pieces = self._decoder.feed(data)
+    def _place(self, number: int) -> Place:
+        place = self._index.place(number)
+        if place.end > self._index.header.layer.size:
+            raise LayerError(f"point {number} of the index lies outside of the layer")
+        return place
 
 
 class Run:
-    """One pass over a part of the compressed layer: one request, as long as it goes forward.
+    """One pass over a layer that is a plain tar: one request, as long as it goes forward.
 
     Use it with `contextlib.aclosing`.
     """
 
     def __init__(self, origin: Origin, end: int) -> None:
+        """`end` is where what is wanted of the layer ends."""
         self._origin = origin
         self._end = end
-        self._at = 0  # offset of what `_data` begins with
-        self._data = bytearray()
+        self._at = 0  # offset of what `_rest` begins with
+        self._rest: bytes | memoryview = b""
         self._stream: AsyncIterator[bytes | memoryview] | None = None
 
-    async def take(self, start: int, end: int) -> bytes:
-        """The bytes [start, end) of the layer; a later call may begin in the last byte again."""
-        have = self._at + len(self._data)
-        if self._stream is None or not self._at <= start <= have:
+    async def parts(self, start: int, end: int) -> AsyncGenerator[Part, None]:
+        """The bytes [start, end) of the layer, as they come."""
+        if self._stream is None or not self._at <= start <= self._at + _SKIP:
             await self.aclose()
             self._end = max(self._end, end)
             self._stream = self._origin.stream(start, self._end - start)
-            self._at = have = start
-            self._data.clear()
-        while have < end:
-            piece = await anext(self._stream, None)
-            if piece is None:
-                raise LayerError(f"the layer ends at byte {have}, not {self._end}")
-            self._data += piece
-            have += len(piece)
-        taken = bytes(self._data[start - self._at : end - self._at])
-        keep = max(end - 1, self._at)  # two spans may share a byte
-        del self._data[: keep - self._at]
-        self._at = keep
-        return taken
+            self._at, self._rest = start, b""
+        while self._at < end:
+            if not self._rest:
+                piece = await anext(self._stream, None)
+                if piece is None:
+                    raise LayerError(f"the layer ends at byte {self._at}, not {self._end}")
+                self._rest = piece
+            taken = min(len(self._rest), end - self._at)
+            part = (self._at, self._rest[:taken])
+            self._at, self._rest = self._at + taken, self._rest[taken:]
+            yield part
 
     async def aclose(self) -> None:
         """End the request."""
@@ -214,14 +217,3 @@ class Run:
         close = getattr(stream, "aclose", None)
         if close is not None:
             await close()
-
-
-def _decode(decoder: GzipDecoder | ZstdDecoder, packed: bytes, size: int) -> bytes:
-    data = bytearray()
-    for piece in decoder.feed(packed):
-        data += piece
-        if len(data) >= size:
-            break
-    if len(data) < size:
-        raise LayerError(f"a span of {size} bytes decodes to {len(data)}")
-    return bytes(data)

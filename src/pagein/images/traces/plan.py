@@ -124,7 +124,8 @@ class _Spans:
             return number * _UNPACKED, min((number + 1) * _UNPACKED, self._index.header.layer.size)
         if self._index.point_out(number + 1) - self._index.point_out(number) > WHOLE:
             return None
-        return self._index.point(number).bit // 8, self._index.point_end(number)
+        place = self._index.place(number)
+        return place.start, place.end
 
     def runs(self) -> list[list[_Span]]:
         """Neighbours, with what little lies between."""
