@@ -1,8 +1,9 @@
 """From nothing to a container's first output: a full pull by containerd, and `pagein run`.
 
-An image of Debian packages (see `coldimage`) lies in a docker-registry, twice: as it is, and with
-an index that `pagein index --push` made. Between registry and client is a link. Each start is of a
-client that has nothing, with an empty page cache; what is compared runs in turn.
+An image of Debian packages (see `coldimage`) lies in a docker-registry: as it is, with an index
+that `pagein index --push` made, and with that and a trace, which `pagein trace record` made of the
+same workload. Between registry and client is a link. Each start is of a client that has nothing,
+with an empty page cache; what is compared runs in turn.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from coldimage import TAG, image
 from coldparts import Link, Start, checked, containerd, link_to, pagein, push, registry, timed
 from common import MB, Spread, console, ratios, rounds, save, table, workspace
 
-FULL, PLAIN, INDEXED = "full pull", "no index", "index"
+FULL, PLAIN, INDEXED, TRACED = "full pull", "no index", "index", "index + trace"
 RESIDENT, KEPT = "pulled before", "run before"
 LINKS = {
     "0/unlimited": (0.0, 0.0),
@@ -32,22 +33,25 @@ WORKLOADS = {
     "print(1)": ["python3", "-c", "print(1)"],
     "numpy app": ["python3", "/srv/app.py"],
 }
+REPOSITORIES = {work: f"traced-{number}" for number, work in enumerate(WORKLOADS)}
+"""Each workload has an image of its own: an image has one trace."""
 _PROGRAMS = ("containerd", "ctr", "runc", "skopeo", "docker-registry", "pigz")
 
 
 class Contest:
     """The contenders, on one link; keeps all starts of each."""
 
-    def __init__(self, directory: Path, link: Link, command: Sequence[str]) -> None:
+    def __init__(self, directory: Path, link: Link, work: str) -> None:
         self.starts: dict[str, list[Start]] = {}
         self._directory = directory
         self._link = link
-        self._command = command
+        self._command = WORKLOADS[work]
+        self._traced = REPOSITORIES[work]
         self._image = f"127.0.0.1:{link.port}/cold"
 
     def variants(self, wanted: Sequence[str]) -> dict[str, Callable[[], float]]:
         """What `rounds` calls: seconds to the first output."""
-        known = {FULL: self.full, PLAIN: self.plain, INDEXED: self.indexed}
+        known = {FULL: self.full, PLAIN: self.plain, INDEXED: self.indexed, TRACED: self.traced}
         return {name: known[name] for name in wanted}
 
     def full(self) -> float:
@@ -82,6 +86,14 @@ class Contest:
             self._note(KEPT, timed(self._link, client.first_output(name, self._command)))
         return begun.seconds
 
+    def traced(self) -> float:
+        """`pagein run` of an image whose trace is in the registry with the index."""
+        name = f"{self._image}/{self._traced}:{TAG}"
+        with pagein(self._directory / "pagein") as client:
+            begun = timed(self._link, client.first_output(name, self._command))
+        self._note(TRACED, begun)
+        return begun.seconds
+
     def _note(self, name: str, start: Start) -> None:
         self.starts.setdefault(name, []).append(start)
 
@@ -111,7 +123,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="on which disk")
     parser.add_argument("--link", action="append", choices=LINKS, help="only this one")
     parser.add_argument("--workload", action="append", choices=WORKLOADS, help="only this one")
-    parser.add_argument("--only", action="append", choices=(FULL, PLAIN, INDEXED))
+    parser.add_argument("--only", action="append", choices=(FULL, PLAIN, INDEXED, TRACED))
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
@@ -131,7 +143,7 @@ def main() -> None:
     """Measure, print, save."""
     options = options_of()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was made is taken down
-    wanted = options.only or (FULL, PLAIN, INDEXED)
+    wanted = options.only or (FULL, PLAIN, INDEXED, TRACED)
     with console.status("making the image: a minute, the first time"):
         layout = image()
     figures: dict[str, Any] = {"image": layout.name, "versions": versions()}
@@ -145,10 +157,16 @@ def main() -> None:
         if INDEXED in wanted:
             with console.status("indexing"), pagein(directory / "indexer") as client:
                 client.index(f"127.0.0.1:{port}/cold/indexed:{TAG}")
+        if TRACED in wanted:
+            for work in options.workload or WORKLOADS:
+                name = f"127.0.0.1:{port}/cold/{REPOSITORIES[work]}:{TAG}"
+                push(layout, TAG, name)
+                with console.status(f"recording {work}"), pagein(directory / "recorder") as client:
+                    client.index(name, client.record(name, WORKLOADS[work]))
         for place in options.link or LINKS:
             link.set(*LINKS[place])
             for work in options.workload or WORKLOADS:
-                contest = Contest(directory, link, WORKLOADS[work])
+                contest = Contest(directory, link, work)
                 found = rounds(options.rounds, contest.variants(wanted), f"{place}, {work}")
                 show(f"{place}, {work}", contest, found)
                 figures[f"{place}, {work}"] = contest.starts

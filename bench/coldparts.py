@@ -181,9 +181,17 @@ class Pagein:
         """Run a container; yields at its first output, then goes on to its end."""
         return first_output([*self._command, "run", f"docker://{name}", "--", *command])
 
-    def index(self, name: str) -> None:
-        """Index an image, and push that to its registry."""
-        checked([*self._command, "index", "--push", f"docker://{name}"])
+    def index(self, name: str, trace: Path | None = None) -> None:
+        """Index an image, and push that to its registry, with a trace if there is one."""
+        more = ["--trace", str(trace)] if trace is not None else []
+        checked([*self._command, "index", "--push", *more, f"docker://{name}"])
+
+    def record(self, name: str, command: Sequence[str]) -> Path:
+        """The trace of a container that runs a command."""
+        trace = self._directory / "trace.jsonl"
+        what = ["--output", str(trace), "--run", f"docker://{name}", "--", *command]
+        checked([*self._command, "trace", "record", *what])
+        return trace
 
     def ended(self) -> None:
         """Wait until no process of it is left."""

@@ -19,15 +19,30 @@ from pagein.control import Answer, Connection, ControlError, NotListening
 _SAY = 1.0
 """Seconds for a question to go into a socket's buffer."""
 
+_MAX_PACKED = 900_000
+"""Bytes of a packed trace: with the rest of the question less than `control.MAX_LINE`."""
+
 
 class Wanted:
     """An image as a user named it, brought here by the user half."""
 
-    def __init__(self, settings: Settings, source: str, platform: str = "") -> None:
-        """`platform` is "" for that of this machine."""
+    def __init__(
+        self,
+        settings: Settings,
+        source: str,
+        platform: str = "",
+        trace: str | None = None,
+        prefetch: bool = True,
+    ) -> None:
+        """`platform` is "" for that of this machine; `trace` is the file of one.
+
+        With None the one beside the image's indexes is taken. OSError when it cannot be used.
+        """
         self.source = source
         self._settings = settings
         self._platform = platform
+        self._trace = _packed(trace) if trace is not None and prefetch else ""
+        self._prefetch = prefetch
         self._asked: Connection | None = None
 
     def begin(self) -> None:
@@ -74,6 +89,8 @@ class Wanted:
             "op": "image",
             "source": absolute(self.source),
             "platform": self._platform,
+            "trace": self._trace,
+            "prefetch": self._prefetch,
             "auth": _auth(self.source),
         }
 
@@ -121,6 +138,17 @@ def absolute(source: str) -> str:
     if not directory:
         return source
     return f"oci:{os.path.abspath(directory)}{colon}{rest}"
+
+
+def _packed(path: str) -> str:
+    """The trace in a file, looked at here: the user half may not be able to read the file."""
+    from pagein.cli.tracefile import load
+    from pagein.images.traces.document import pack
+
+    packed = pack(load(path).dump())
+    if len(packed) > _MAX_PACKED:
+        raise ControlError(errno.EFBIG, f"{path}: too much for a trace: {len(packed)} bytes packed")
+    return packed
 
 
 def _auth(source: str) -> dict[str, Any]:

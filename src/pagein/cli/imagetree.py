@@ -65,9 +65,9 @@ class Here:
             shown.update([asdict(each) for each in pull.progress])
         return pull, pulled
 
-    def push(self, pull: Pull, pulled: Pulled) -> str:
-        """Push the indexes; the digest of the artifact."""
-        return self._runner.run(pull.push(pulled))
+    def push(self, pull: Pull, pulled: Pulled, trace: bytes | None = None) -> str:
+        """Push the indexes, and a trace if there is one; the digest of the artifact."""
+        return self._runner.run(pull.push(pulled, trace))
 
     def layer(self, blobs: tuple[LayerBlob, ...]) -> tuple[Image, frozenset[bytes]]:
         """A layer's tree, and the directories in it that it does not describe itself."""

@@ -28,6 +28,7 @@ COMMANDS = (
     "extract",
     "images",
     "index",
+    "trace",
     "daemon",
     "device",
     "exec-daemon",

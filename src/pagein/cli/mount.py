@@ -19,8 +19,10 @@ from pagein.cli.settings import (
     CacheDir,
     DaemonUser,
     PlatformOption,
+    PrefetchOption,
     Settings,
     StateDir,
+    TraceOption,
     check_user,
     default_user,
     settings_of,
@@ -58,6 +60,8 @@ def mount(
         typer.Option("--rw", metavar="DIR", help="Writable; what is written goes below DIR."),
     ] = None,
     platform: PlatformOption = "",
+    trace: TraceOption = None,
+    prefetch: PrefetchOption = True,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay, show progress, unmount at Ctrl-C.")
     ] = False,
@@ -98,11 +102,12 @@ def mount(
             mount_by_fsid(settings, kind, options, target, timeout)
             return
         image = is_image(source)
-        _check_options(image, front_end, device, rw, platform)
+        for_images = {"--rw": rw, "--platform": platform, "--trace": trace}
+        _check_options(image, front_end, device, for_images)
         if loop and front_end is FrontEnd.KERNEL:
             raise ControlError(errno.EINVAL, "--loop is for the front end `fuse`")
         user = check_user(daemon_user or default_user())
-        wanted = Wanted(settings, source, platform)
+        wanted = Wanted(settings, source, platform, trace, prefetch)
         begin = wanted.begin if image else nothing
         with (
             contextlib.closing(wanted),
@@ -140,15 +145,18 @@ def _mount_blobs(
 
 
 def _check_options(
-    image: bool, front_end: FrontEnd, device: list[str] | None, rw: str | None, platform: str
+    image: bool,
+    front_end: FrontEnd,
+    device: list[str] | None,
+    for_images: dict[str, str | None],
 ) -> None:
-    """Refuse what does not go together."""
+    """Refuse what does not go together; `for_images`: what an EROFS image has no use for."""
     if image and front_end is FrontEnd.KERNEL:
         raise ControlError(errno.EINVAL, "--front-end kernel: not for container images yet")
     if image and device:
         raise ControlError(errno.EINVAL, "--device: a container image has its data with it")
-    if not image and (rw or platform):
-        option = "--rw" if rw else "--platform"
+    option = next((name for name, given in for_images.items() if given), None)
+    if not image and option is not None:
         raise ControlError(errno.EINVAL, f"{option}: for docker:// and oci: images only")
 
 

@@ -19,8 +19,10 @@ from pagein.cli.settings import (
     CacheDir,
     DaemonUser,
     PlatformOption,
+    PrefetchOption,
     Settings,
     StateDir,
+    TraceOption,
     check_user,
     default_user,
     settings_of,
@@ -111,6 +113,8 @@ def run(
         typer.Option("--rw", metavar="DIR", help="Keep what is written below DIR."),
     ] = None,
     platform: PlatformOption = "",
+    trace: TraceOption = None,
+    prefetch: PrefetchOption = True,
     net: Annotated[Network, typer.Option("--net", help="What network it has.")] = Network.NONE,
     tty: Annotated[
         bool | None,
@@ -141,7 +145,7 @@ def run(
         volumes = [_volume(text) for text in volume or ()]
         sweep(settings)
         who = check_user(daemon_user or default_user())
-        wanted = Wanted(settings, image, platform)
+        wanted = Wanted(settings, image, platform, trace, prefetch)
 
         def begin() -> None:
             if is_image(image):

@@ -95,6 +95,21 @@ PlatformOption = Annotated[
 ]
 
 
+TraceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--trace",
+        metavar="FILE",
+        help="What is read first, from `pagein trace record`; instead of the image's own.",
+        show_default=False,
+    ),
+]
+PrefetchOption = Annotated[
+    bool,
+    typer.Option("--prefetch/--no-prefetch", help="Fetch what a trace says will be read."),
+]
+
+
 def settings_of(ctx: typer.Context, state_dir: str | None, cache: str | None) -> Settings:
     """Options after the command over those before it over the defaults."""
     base = ctx.obj if isinstance(ctx.obj, Settings) else Settings()

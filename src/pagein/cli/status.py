@@ -57,6 +57,7 @@ def collect(settings: Settings) -> dict[str, Any]:
         more = by_key.get((blob["volume"], blob["cookie"]), {})
         blob["source"] = more.get("source")
         blob["fetched"] = more.get("fetched", 0)
+        blob["prefetched"] = more.get("prefetched", 0)
         blob["errors"] = more.get("errors", 0)
         blob["last_error"] = more.get("last_error")
         if found["front_end"] == "kernel":  # which tells nothing of its objects

@@ -37,7 +37,7 @@ def print_status(found: dict[str, Any]) -> None:
 
 
 def _blobs(blobs: list[dict[str, Any]]) -> Table:
-    table = Table("blob", "size", "resident", "fetched", "requests", "state", box=None)
+    table = Table("blob", "size", "resident", "fetched", "by trace", "requests", "state", box=None)
     for blob in blobs:
         resident = "unknown"  # to a daemon that was replaced, until it is read
         if blob["resident"] is not None:
@@ -49,6 +49,7 @@ def _blobs(blobs: list[dict[str, Any]]) -> Table:
             human(blob["size"]),
             resident,
             human(blob["fetched"]),
+            human(blob["prefetched"]),
             str(blob["requests"]),
             blob["state"],
         )

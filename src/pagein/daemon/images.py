@@ -10,21 +10,27 @@ import asyncio
 import errno
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgspec
 
 from pagein.control import Answer
+from pagein.daemon.objects import Blob
+from pagein.daemon.prefetch import Prefetcher
 from pagein.daemon.records import Records
 from pagein.daemon.secrets import Secrets
 from pagein.images.auth import Credentials
 from pagein.images.connections import Connections
 from pagein.images.layerblob import LayerBlob
+from pagein.images.layers.errors import LayerError
 from pagein.images.layers.spans import Kept
 from pagein.images.platforms import host_platform, parse_platform
 from pagein.images.pull import Pull, Pulled
 from pagein.images.store import Store
+from pagein.images.traces.document import Trace, TraceError, parse_trace, unpack
+from pagein.images.traces.record import BlobTouch, FileTouch, translate
 from pagein.origins import Identity, Origin
 
 log = logging.getLogger("pagein.daemon")
@@ -33,6 +39,16 @@ _WAIT = 0.5
 """Seconds that a question waits for its answer."""
 _ABANDONED = 15.0
 """Seconds after which nobody asks any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An image as it was asked for; `trace` is packed, "" for the one beside its indexes."""
+
+    source: str
+    platform: str
+    trace: str
+    prefetch: bool
 
 
 @dataclass(eq=False)
@@ -52,14 +68,17 @@ class Images:
         secrets: Secrets,
         *,
         timeout: float,
+        find: Callable[[bytes], Blob | None] = lambda _: None,
     ) -> None:
+        """`find` gives the blob of a cookie key, if it is open."""
         self._store = Store(directory)
         self._store.prepare()
         self._records = records
         self._secrets = secrets
         self._connections = Connections(secrets, timeout=timeout)
         self._spans = Kept()
-        self._jobs: dict[tuple[str, str], _Job] = {}
+        self.prefetcher = Prefetcher(self._store, self._connections, find)
+        self._jobs: dict[_Wanted, _Job] = {}
         self._watch: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -70,24 +89,41 @@ class Images:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self.prefetcher.close()
         await self._connections.close()
 
     async def open(self, blob: LayerBlob) -> Origin:
         """The origin of a blob of a layer."""
-        return await blob.open(self._store, self._connections, self._spans)
+        layer = self.prefetcher.claim(blob)
+        try:
+            return await blob.open(self._store, self._connections, self._spans, layer=layer)
+        except BaseException:
+            if layer is not None:
+                await layer.close()
+            raise
+
+    def translate(self, touches: list[BlobTouch]) -> tuple[list[FileTouch], int]:
+        """Touches of blobs as those of files, and how many are of none; waits for the disk.
+
+        Raises OSError.
+        """
+        try:
+            return translate(self._store, self._records.find, touches)
+        except LayerError as problem:
+            raise OSError(errno.EIO, str(problem)) from None
 
     async def image(self, question: dict[str, Any]) -> Answer:
         """Layers and config of `source`, or how far it is. Raises OSError in one line."""
         for host, given in (question.get("auth") or {}).items():
             self._secrets.keep(host, _credentials(given))
-        source, platform = question["source"], question.get("platform") or ""
-        job = self._job(source, platform)
+        wanted = _wanted(question)
+        job = self._job(wanted)
         job.asked = asyncio.get_running_loop().time()
         done, _ = await asyncio.wait([job.task], timeout=_WAIT)
         progress = [asdict(each) for each in job.pull.progress]
         if not done:
             return {"done": False, "progress": progress}
-        self._jobs.pop((source, platform), None)
+        self._jobs.pop(wanted, None)
         pulled = job.task.result()
         layers = [await self._layer(blobs) for blobs in pulled.layers]
         return {
@@ -100,17 +136,26 @@ class Images:
             "note": pulled.note,
         }
 
-    def _job(self, source: str, platform: str) -> _Job:
-        job = self._jobs.get((source, platform))
+    def _job(self, wanted: _Wanted) -> _Job:
+        job = self._jobs.get(wanted)
         if job is None:
-            wanted = parse_platform(platform) if platform else host_platform()
-            pull = Pull(self._store, self._connections, source, wanted)
+            trace = _parsed(wanted.trace) if wanted.trace else None
+            platform = parse_platform(wanted.platform) if wanted.platform else host_platform()
+            pull = Pull(self._store, self._connections, wanted.source, platform)
             loop = asyncio.get_running_loop()
-            job = _Job(pull, loop.create_task(pull.run()), loop.time())
-            self._jobs[(source, platform)] = job
+            task = loop.create_task(self._bring(pull, trace, prefetch=wanted.prefetch))
+            job = self._jobs[wanted] = _Job(pull, task, loop.time())
             if self._watch is None or self._watch.done():
                 self._watch = loop.create_task(self._stop_abandoned())
         return job
+
+    async def _bring(self, pull: Pull, trace: Trace | None, *, prefetch: bool) -> Pulled:
+        """Pull, and begin to prefetch: what is asked for first comes after the mount only."""
+        pulled = await pull.run()
+        if prefetch and (trace := trace or pulled.trace) is not None:
+            blobs = [blob for layer in pulled.layers for blob in layer]
+            self.prefetcher.start(pulled.name, blobs, pulled.new, trace)
+        return pulled
 
     async def _stop_abandoned(self) -> None:
         while self._jobs:
@@ -134,6 +179,22 @@ class Images:
             told.append({"cookie": key.decode(), "size": blob.size, "label": blob.label})
         # Not the layer's digest alone: with another index, or over others, it is another mount.
         return {"name": f"{blobs[0].layer} {told[0]['cookie'][:16]}", "blobs": told}
+
+
+def _wanted(question: dict[str, Any]) -> _Wanted:
+    return _Wanted(
+        question["source"],
+        question.get("platform") or "",
+        question.get("trace") or "",
+        question.get("prefetch", True),
+    )
+
+
+def _parsed(packed: str) -> Trace:
+    try:
+        return parse_trace("the trace", unpack(packed))
+    except TraceError as problem:
+        raise OSError(errno.EINVAL, str(problem)) from None
 
 
 def _credentials(given: object) -> Credentials:

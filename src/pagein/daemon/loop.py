@@ -56,6 +56,7 @@ class Daemon:
         tag: str = TAG,
         timeout: float = TIMEOUT,
         claims: Callable[[bytes, bytes], Claim] | None = None,
+        opened: Callable[[Blob], None] | None = None,
     ) -> None:
         """Nothing is opened before `run`.
 
@@ -69,7 +70,9 @@ class Daemon:
             timeout: seconds until an OPEN or a READ is answered.
             claims: (volume key, cookie key) -> how its fill holds a range against other processes
                 that fill the same cache; None where the cache is one kernel half's alone.
+            opened: told of each OPEN that was answered, with the blob it is of.
         """
+        self._opened = opened
         self._claims = claims
         self._given = device
         self._cache = cache
@@ -119,6 +122,7 @@ class Daemon:
                 "size": blob.size,
                 "present": min(blob.fill.present.total, blob.size),
                 "fetched": blob.fill.fetched,
+                "prefetched": blob.prefetched,
                 "requests": blob.fill.requests,
                 "errors": blob.fill.errors,
                 "last_error": blob.fill.last_error,
@@ -237,6 +241,8 @@ class Daemon:
             raise
         if await self._copen(device, message, blob.size):
             blob.seeding = self._spawn(self._seed(blob, anon))
+            if self._opened is not None:
+                self._opened(blob)
         else:
             await self._withdraw(message.object_id)
 

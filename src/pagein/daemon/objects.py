@@ -31,6 +31,8 @@ class Blob:
     fill: Fill
     objects: list[int] = field(default_factory=list)
     seeding: asyncio.Task[None] | None = None
+    prefetched: int = 0
+    """Bytes that a trace brought into the cache."""
     edge: int = -1  # end of the last READ that came alone; of the thread that hears of them
 
     @property

@@ -32,6 +32,7 @@ from pagein.daemon.filedevice import FileDevice
 from pagein.daemon.handover import device_from
 from pagein.daemon.images import Images
 from pagein.daemon.loop import Daemon, raise_fd_limit
+from pagein.daemon.objects import Blob
 from pagein.daemon.privileges import give_up_privileges
 from pagein.daemon.records import Records
 from pagein.daemon.secrets import Secrets
@@ -62,7 +63,9 @@ class Process:
         self.stopping = False
         self.records = Records(os.path.join(cache, RECORDS), load_record)
         secrets = Secrets(secrets_fd)
-        self.images = Images(os.path.join(cache, IMAGES), self.records, secrets, timeout=timeout)
+        self.images = Images(
+            os.path.join(cache, IMAGES), self.records, secrets, timeout=timeout, find=self._find
+        )
         self.session = pagein.origins.http.new_session()
         self.daemon: Daemon | None = None
         self._waiting: asyncio.Future[Device] | None = None
@@ -87,7 +90,13 @@ class Process:
             if not self.stopping:
                 raise
             return
-        self.daemon = Daemon(given, self._origin, cache=self.cache, timeout=self.timeout)
+        self.daemon = Daemon(
+            given,
+            self._origin,
+            cache=self.cache,
+            timeout=self.timeout,
+            opened=self.images.prefetcher.opened,
+        )
         try:
             await self.daemon.run()
         except OSError:
@@ -100,6 +109,11 @@ class Process:
         if isinstance(identity, LayerBlob):
             return await self.images.open(identity)
         return open_origin(identity, timeout=self.timeout, session=self.session)
+
+    def _find(self, cookie: bytes) -> Blob | None:
+        """The blob of a cookie key, if it is open."""
+        blobs = self.daemon.objects.blobs() if self.daemon is not None else ()
+        return next((blob for blob in blobs if blob.key[1] == cookie), None)
 
     async def resolve(self, question: dict[str, Any]) -> Answer:
         """Look at a source; its key for the kernel half."""
@@ -122,6 +136,12 @@ class Process:
             log.warning("%s; going on with what is known of it", problem.strerror)
             return known
 
+    async def translate(self, question: dict[str, Any]) -> Answer:
+        """Touches of blobs as touches of files: see `record.translate`."""
+        given = question["touches"]
+        found, unknown = await asyncio.to_thread(self.images.translate, given)
+        return {"touches": found, "unknown": unknown}
+
     async def status(self, question: dict[str, Any]) -> Answer:
         """What was fetched, for `pagein status`."""
         blobs = self.daemon.stats() if self.daemon is not None else []
@@ -143,6 +163,7 @@ async def _run(process: Process, control: socket.socket, device: Awaitable[Devic
         "resolve": process.resolve,
         "image": process.images.image,
         "status": process.status,
+        "translate": process.translate,
     }
     server = ControlServer(control, handlers)
     await server.start()

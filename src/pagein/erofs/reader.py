@@ -182,12 +182,13 @@ class Image:
         pieces.append(bytes(max(0, end - at)))
         return b"".join(pieces)
 
-    def extents(self, of: Inode) -> Iterator[Extent]:
+    def extents(self, of: Inode, begin: int = 0, end: int | None = None) -> Iterator[Extent]:
         """Where the content lies, in ascending order; pieces that touch are not joined.
 
-        The tail of a file may lie beside its inode, at no multiple of anything.
+        The tail of a file may lie beside its inode, at no multiple of anything. Of a range in
+        bytes, those that have some of it.
         """
-        return self._mapped(of, 0, of.size)
+        return self._mapped(of, begin, of.size if end is None else min(end, of.size))
 
     def _mapped(self, of: Inode, begin: int, end: int) -> Iterator[Extent]:
         """The extents that have bytes of [begin, end)."""

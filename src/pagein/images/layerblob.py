@@ -66,11 +66,17 @@ class LayerBlob(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
         return msgspec.json.encode(self)
 
     async def open(
-        self, store: Store, connections: Connections, spans: Kept | None = None
+        self,
+        store: Store,
+        connections: Connections,
+        spans: Kept | None = None,
+        *,
+        layer: Origin | None = None,
     ) -> Origin:
         """Its origin. OriginError when the index is not in the store any more, or damaged.
 
-        `spans`: where what is decoded is kept, together with that of other layers.
+        `spans`: where what is decoded is kept, together with that of other layers. `layer`: the
+        compressed layer, if it is not to be that of `compressed`; it is closed with the origin.
         """
         path = store.path("indexes", self.index)
         try:
@@ -83,7 +89,7 @@ class LayerBlob(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag
         try:
             if self.part == "meta":
                 return _Meta(index, self.patches)
-            return _Data(index, compressed(store, connections, self), spans)
+            return _Data(index, layer or compressed(store, connections, self), spans)
         except BaseException:
             index.close()
             raise

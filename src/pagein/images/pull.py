@@ -32,11 +32,13 @@ from pagein.images.manifest import (
     parse_config,
     parse_manifest,
 )
-from pagein.images.parallel import each
+from pagein.images.parallel import both, each
 from pagein.images.platforms import Platform
 from pagein.images.reference import parse_reference
 from pagein.images.source import Image, check_platform, load_image, open_source
 from pagein.images.store import New, Store
+from pagein.images.traces.document import TRACE_TYPE, Trace
+from pagein.images.traces.shipped import trace_of
 from pagein.origins.base import Origin, OriginError
 from pagein.origins.file import FileOrigin
 from pagein.origins.identity import Identity
@@ -83,6 +85,9 @@ class Pulled:
     layers: list[tuple[LayerBlob, ...]]
     note: str = ""
     """One line for the user: why what is known had to do."""
+    new: frozenset[str] = frozenset()
+    """Digests of the layers that had no index here before: nothing of them is in a cache."""
+    trace: Trace | None = None
 
 
 class Pull:
@@ -109,6 +114,7 @@ class Pull:
         self._reference = parse_reference(name)
         self._platform = platform
         self._few = asyncio.Semaphore(_AT_ONCE)
+        self._new: set[str] = set()
         self.name = str(self._reference)
         self.progress: list[Progress] = []
 
@@ -124,20 +130,29 @@ class Pull:
         self.progress = [Progress(of.digest, of.size) for of in layers]
         indexes = indexes_of(image)
         once = {of.digest: (of, at) for of, at in zip(layers, self.progress, strict=True)}
-        found = await each(self._layer(of, indexes.get(of.digest), at) for of, at in once.values())
+        found, trace = await both(
+            each(self._layer(of, indexes.get(of.digest), at) for of, at in once.values()),
+            trace_of(image, self._source, self._store),
+        )
         for at in self.progress:
             at.state = "here"
         blobs = dict(zip(once, found, strict=True))
         await asyncio.to_thread(self._keep, image, layers)
         wanted = await asyncio.to_thread(self._restyled, [blobs[of.digest] for of in layers])
-        return Pulled(self.name, image.descriptor, image.config_bytes, wanted, note)
+        new = frozenset(self._new)
+        return Pulled(self.name, image.descriptor, image.config_bytes, wanted, note, new, trace)
 
-    async def push(self, pulled: Pulled) -> str:
-        """Push the indexes of `pulled`, as an artifact that refers to the image; its digest."""
+    async def push(self, pulled: Pulled, trace: bytes | None = None) -> str:
+        """Push the indexes of `pulled`, as an artifact that refers to the image; its digest.
+
+        With a `trace`, a document, that too.
+        """
         blobs = [
             ArtifactBlob(INDEX_TYPE, await asyncio.to_thread(self._index, layer[0]), {LAYER: name})
             for name, layer in {each[0].layer: each for each in pulled.layers}.items()
         ]
+        if trace is not None:
+            blobs.append(ArtifactBlob(TRACE_TYPE, trace))
         artifact = await self._source.push_artifact(pulled.descriptor, ARTIFACT_TYPE, blobs)
         return artifact.digest
 
@@ -201,6 +216,7 @@ class Pull:
         try:
             found = await asyncio.to_thread(self._index_here, layer.digest)
             if found is None or found.diff_id != layer.diff_id:
+                self._new.add(layer.digest)
                 async with self._few:
                     found = await self._get_index(layer, index, progress)
                 await asyncio.to_thread(self._catalogue.add_index, found)

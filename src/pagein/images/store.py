@@ -2,6 +2,7 @@
 
     documents/   manifests and configs          indexes/   indexes of layers
     layers/      compressed layers, of images that were pulled whole for want of an index
+    traces/      what the start of an image reads, by the digest of its manifest
     catalogue.sqlite                             see `catalogue`
 
 A file gets its name when it is whole and has been verified, so what is there needs no journal.
@@ -19,7 +20,7 @@ from typing import BinaryIO, cast
 from pagein.images.manifest import check_digest
 
 _OLD = 3600.0  # seconds after which an unfinished file is of a process that is gone
-_KINDS = ("documents", "indexes", "layers")
+_KINDS = ("documents", "indexes", "layers", "traces")
 
 
 class Store:

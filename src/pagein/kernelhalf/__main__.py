@@ -18,6 +18,7 @@ from pagein.controlserver import ControlServer
 from pagein.kernelhalf import state as states
 from pagein.kernelhalf.half import Blob, KernelHalf, Settings
 from pagein.kernelhalf.life import Life
+from pagein.kernelhalf.recording import Recordings
 from pagein.kernelhalf.stacks import LayerBlobs
 from pagein.kernelhalf.status import status
 from pagein.kernelhalf.takeover import snapshot, take_over
@@ -68,12 +69,15 @@ class Process:
             changed=self._changed,
             on_close=self.life.stop,
         )
+        self.recordings = Recordings(self.half)
         handlers = {
             "mount": self._mount,
             "mount-stack": self._mount_stack,
             "umount": self._umount,
             "status": self._status,
             "leave": self._leave,
+            "record": self._record,
+            "touches": self._touches,
         }
         self.control = ControlServer(socket.socket(fileno=options.control_fd), handlers)
 
@@ -155,6 +159,14 @@ class Process:
     async def _leave(self, question: dict[str, Any]) -> Answer:
         """Asked after a mount that failed: end if it is the reason that we run."""
         return {"last": self.life.end_if_last()}
+
+    async def _record(self, question: dict[str, Any]) -> Answer:
+        self.life.check_staying()
+        return self.recordings.start(question.get("target"))
+
+    async def _touches(self, question: dict[str, Any]) -> Answer:
+        last = question.get("last", False)
+        return self.recordings.take(question["recording"], question["most"], last=last)
 
 
 def _blobs(given: list[dict[str, str]]) -> list[Blob]:

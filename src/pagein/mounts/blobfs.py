@@ -59,6 +59,8 @@ class BlobFs:
         """`released` is called when the last open of an export ends and no mount holds it."""
         self.fscache = fscache
         self.exports: dict[int, Export] = {}
+        self.touched: Callable[[Cookie, int, int], None] | None = None
+        """Told of each read: offset and length in bytes."""
         self._next_node = 2
         self._next_handle = first_handle
         self._released = released
@@ -170,6 +172,8 @@ class BlobFs:
         if wanted.offset + length > cookie.length:
             # Of an image longer than its blob. Whatever is short here, EROFS fills with zeros.
             raise error(errno.EIO)
+        if self.touched is not None:
+            self.touched(cookie, wanted.offset, length)
         if cookie.present(wanted.offset, length):
             buffer = self._take_buffer()
             view = memoryview(buffer)[:length]

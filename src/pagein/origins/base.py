@@ -92,6 +92,10 @@ class Origin(ABC):
         """What errors and the log call it; without passwords."""
         return type(self).__name__
 
+    def forget(self) -> None:
+        """Something that this gave was wrong: what is asked again is to come from its source."""
+        return None
+
     async def around(self, start: int, end: int) -> tuple[int, int]:
         """What is at hand once [start, end) is: a range in bytes that holds it.
 

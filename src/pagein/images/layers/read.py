@@ -145,6 +145,7 @@ class LayerOrigin(Origin):
                 if last_try or not pieces:
                     raise
             self._tar.forget(pieces[0].position, pieces[-1].position + pieces[-1].length)
+            self._origin.forget()
             await run.aclose()
 
     async def _chunks(
