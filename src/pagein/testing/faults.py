@@ -125,6 +125,10 @@ class Faults:
         for waiting in self._waiting.values():
             waiting.clear()
 
+    def next(self, step: Step) -> Fault | None:
+        """What was added for the next step of that kind."""
+        return self._waiting[step][0] if self._waiting[step] else None
+
     def take(self, step: Step) -> Fault | None:
         """What is to happen at this step, which is about to be taken."""
         waiting = self._waiting[step]
