@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.cachefiles.rig import COOKIE, PAGE, VOLUME, Rig, fails, pages, settle, soon, until
@@ -220,8 +221,8 @@ def test_the_device_closed_in_the_middle_of_a_lookup(
                 rig.device.release()
                 released.set()
 
-            def look_up(cache: Cache, relative: bytes, size: int) -> BackingFile:
-                file = real(cache, relative, size)
+            def look_up(cache: Cache, *arguments: Any) -> BackingFile:
+                file = real(cache, *arguments)
                 asyncio.run_coroutine_threadsafe(release(), loop).result(30)
                 return file
 

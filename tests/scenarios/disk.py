@@ -100,7 +100,7 @@ class Disk:
         path = self.path(volume, key)
         directory = self.volume(volume)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.setxattr(directory, xattr.NAME, xattr.VOLUME_COHERENCY)
+        os.setxattr(directory, xattr.NAME, xattr.volume_coherency())
         with path.open("wb") as file:
             for number, page in data.items():
                 file.seek(number * PAGE)

@@ -7,30 +7,44 @@ One kernel half binds a cache directory alone; library processes, which have non
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import logging
 import os
 import stat
 import tempfile
+from collections.abc import Callable
 
 from pagein.cachefiles import inflight, namei, xattr
 from pagein.cachefiles.backing import BackingFile
 from pagein.cachefiles.inflight import InflightTable
 from pagein.cachefiles.inuse import claimed, open_cache_file, sole_user
 from pagein.cachefiles.presence import probe, round_up
+from pagein.cachefiles.space import Space
+from pagein.protocol.space import LIMITS, Limits
 
 log = logging.getLogger("pagein.cachefiles")
+UNLIMITED = Limits(dict.fromkeys(LIMITS, 0))
 
 
 class Cache:
     """One bound cache directory: its lock, its table of writes under way, its objects' files."""
 
-    def __init__(self, directory: bytes, *, shared: bool = False) -> None:
+    def __init__(
+        self,
+        directory: bytes,
+        *,
+        shared: bool = False,
+        limits: Limits = UNLIMITED,
+        space_changed: Callable[[], None] = lambda: None,
+    ) -> None:
         """Take `directory`: alone, or with others when `shared`.
 
-        Raises OSError: ENOENT, ENOTDIR or EACCES of the directory; EBUSY when another kernel half
-        has bound it; EROFS; EOPNOTSUPP when its file system does not tell holes exactly.
+        `limits` say how much of the file system stays free; `space_changed` is called in whatever
+        thread it happens in. Raises OSError: ENOENT, ENOTDIR or EACCES of the directory; EBUSY when
+        another kernel half has bound it; EROFS; EOPNOTSUPP when its file system does not tell holes
+        exactly; ENOBUFS when too little is free for it to be made.
         """
         self.directory: bytes = os.path.realpath(directory)
         self.shared = shared
@@ -38,6 +52,7 @@ class Cache:
         try:
             self._lock()
             self._probe()
+            self.space = Space(self._fd, limits, space_changed)
             for name in (namei.CACHE_DIR, namei.GRAVEYARD_DIR):
                 self._mkdir(name)
             self.inflight = InflightTable(self.directory)
@@ -48,6 +63,8 @@ class Cache:
             raise
         try:
             self._drop_dead()
+            with contextlib.suppress(OSError):  # too little: then the daemon should make room
+                self.space.check(self._fd)
         except BaseException:
             self.close()
             raise
@@ -87,6 +104,8 @@ class Cache:
 
     def _mkdir(self, relative: bytes) -> None:
         path = os.path.join(self.directory, relative)
+        if not os.path.lexists(path):
+            self.space.check(self._fd, files=1)
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
@@ -110,22 +129,27 @@ class Cache:
         """Absolute path of something in the cache."""
         return os.path.join(self.directory, relative)
 
-    def prepare_volume(self, volume_key: bytes) -> None:
+    def prepare_volume(self, volume_key: bytes, coherency: bytes = b"") -> None:
         """Make or check a volume's directory; ENOBUFS when it cannot be used (facts 7.3).
 
-        One whose attribute says something else goes to the graveyard and is made anew.
+        One whose attribute says something else than the netfs's `coherency` goes to the graveyard
+        and is made anew.
         """
         path = self.path_of(namei.CACHE_DIR + b"/" + namei.volume_name(volume_key))
+        wanted = xattr.volume_coherency(coherency)
         if not os.path.lexists(path):
-            self._make_volume(path)
-        if self._volume_coherency(path) != xattr.VOLUME_COHERENCY:
+            self._make_volume(path, wanted)
+        if self._volume_coherency(path, len(wanted)) != wanted:
             self._to_graveyard(path)
-            self._make_volume(path)
+            self._make_volume(path, wanted)
 
-    def _volume_coherency(self, path: bytes) -> bytes:
+    def _volume_coherency(self, path: bytes, longest: int) -> bytes:
         try:
             if stat.S_ISDIR(os.lstat(path).st_mode):
-                return os.getxattr(path, xattr.NAME, follow_symlinks=False)
+                value = os.getxattr(path, xattr.NAME, follow_symlinks=False)
+                if len(value) <= longest:  # ERANGE is no verdict to the kernel, but a failure
+                    return value
+                log.error("%s: attribute of %d bytes", os.fsdecode(path), len(value))
         except OSError as problem:
             log.error("%s: %s", os.fsdecode(path), problem.strerror)
         raise OSError(errno.ENOBUFS, "unusable volume directory", os.fsdecode(path))
@@ -136,11 +160,12 @@ class Cache:
         log.warning("%s cannot be used, moved to %s", os.fsdecode(path), os.fsdecode(grave))
         os.rename(path, os.path.join(grave, os.path.basename(path)))
 
-    def _make_volume(self, path: bytes) -> None:
+    def _make_volume(self, path: bytes, coherency: bytes) -> None:
         """With its attribute or not at all: without it a volume could never be used again."""
+        self.space.check(self._fd, files=1)
         made = tempfile.mkdtemp(dir=self.path_of(namei.GRAVEYARD_DIR))
         try:
-            os.setxattr(made, xattr.NAME, xattr.VOLUME_COHERENCY)
+            os.setxattr(made, xattr.NAME, coherency)
             os.rename(made, path)
         except OSError as problem:
             os.rmdir(made)
@@ -168,20 +193,30 @@ class Cache:
         """Whether there is a file of that name."""
         return os.path.lexists(self.path_of(relative))
 
-    def look_up(self, relative: bytes, object_size: int) -> BackingFile:
+    def check_room(self) -> None:
+        """See whether there is room for a new file. Raises ENOBUFS (facts 11)."""
+        self.space.check(self._fd, files=1)
+
+    def state(self, size: int) -> bytes:
+        """What a read() of `size` bytes says in the original mode. Raises EMSGSIZE."""
+        return self.space.state(self._fd, size)
+
+    def look_up(self, relative: bytes, object_size: int, aux: bytes = b"") -> BackingFile:
         """The backing file of an object whose size is now known: found, or made and linked.
 
         Follows the kernel's coherency check (facts 7.3), except that a new file is linked here,
-        at copen, and not at the end (design decision 4). Raises OSError: EBUSY when a stale file
-        is in use and may not be replaced; ENODATA or ERANGE for an unusable attribute.
+        at copen, and not at the end (design decision 4). `aux` is what the netfs would know again
+        of the object. Raises OSError: EBUSY when a stale file is in use and may not be replaced;
+        ENODATA or ERANGE for an unusable attribute; ENOBUFS without room for a new file.
         """
+        wanted = xattr.ObjectXattr(object_size, aux=aux)
         while True:
             fd = self.find(relative)
             if fd is None:
-                fd = self._create(relative, object_size)
+                fd = self._create(relative, wanted)
                 if fd is None:
                     continue  # made by another process meanwhile
-            elif not self._coherent(fd, object_size):
+            elif not self._coherent(fd, wanted):
                 os.close(fd)
                 self._bury(relative)
                 continue
@@ -191,13 +226,13 @@ class Cache:
                 os.close(fd)
                 raise
 
-    def _coherent(self, fd: int, object_size: int) -> bool:
+    def _coherent(self, fd: int, wanted: xattr.ObjectXattr) -> bool:
         try:
-            found = xattr.get_object(fd)
-            if found is None or not found.matches(object_size):
+            found = xattr.get_object(fd, len(wanted.aux))
+            if found is None or not found.matches(wanted):
                 return False
-            if os.fstat(fd).st_size != round_up(object_size):
-                self._resize(fd, object_size)
+            if os.fstat(fd).st_size != round_up(wanted.object_size):
+                self._resize(fd, wanted.object_size)
         except BaseException:
             os.close(fd)
             raise
@@ -208,13 +243,14 @@ class Cache:
             raise OSError(errno.EBUSY, "cache file has the wrong length and is in use")
         os.ftruncate(fd, round_up(object_size))
 
-    def _create(self, relative: bytes, object_size: int) -> int | None:
+    def _create(self, relative: bytes, wanted: xattr.ObjectXattr) -> int | None:
+        self.check_room()
         parent = os.path.dirname(self.path_of(relative))
         os.makedirs(parent, 0o700, exist_ok=True)
         fd = os.open(parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, round_up(object_size))
-            xattr.set_object(fd, object_size)
+            os.ftruncate(fd, round_up(wanted.object_size))
+            xattr.set_object(fd, wanted)
             # With a directory fd Python calls linkat(2), here with AT_SYMLINK_FOLLOW.
             os.link(f"/proc/self/fd/{fd}", self.path_of(relative), src_dir_fd=self._fd)
         except FileExistsError:
