@@ -182,17 +182,16 @@ class FsCache:
         session = self.device.session
         if session is None or session.cache is None or session.dead:
             raise error(errno.ENOBUFS)
-        try:
-            path = namei.object_path(volume_key, cookie_key)
-        except ValueError as problem:
-            raise OSError(errno.EINVAL, str(problem)) from None
+        path = _path(volume_key, cookie_key)
         obj = CachefilesObject(volume_key, cookie_key, path)
         async with session.names:  # who culls it has ended
             session.looking_up.add(obj)
         try:
             exists = await self._prepare(session.cache, obj, known)
-        except BaseException:
+        except BaseException as problem:
             session.close_object(obj)
+            if isinstance(problem, OSError):
+                raise error(errno.ENOBUFS) from problem
             raise
         try:
             obj.file = await self._open(session, session.cache, obj, known)
@@ -267,3 +266,15 @@ class FsCache:
                 raise error(errno.EIO)
         if cookie.withdrawn:
             raise error(errno.ENOBUFS)
+
+
+def _path(volume_key: bytes, cookie_key: bytes) -> bytes:
+    """Where an object is. ENOBUFS for what is no volume, as the kernel; EINVAL for no cookie key."""
+    try:
+        namei.volume_name(volume_key)
+    except ValueError as problem:
+        raise OSError(errno.ENOBUFS, str(problem)) from None
+    try:
+        return namei.object_path(volume_key, cookie_key)
+    except ValueError as problem:
+        raise OSError(errno.EINVAL, str(problem)) from None

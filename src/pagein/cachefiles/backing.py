@@ -226,21 +226,20 @@ class BackingFile:
     def _write(self, data: memoryview, offset: int, absent: list[tuple[int, int]]) -> int:
         with self._in_use() as fd:
             self._take_back_owed(fd)
-            self._check_room(fd, len(data), anything_new=bool(absent))
+            self._check_room(fd, len(data))
             with self.cache.space.writing(len(data)):
                 written, problem = self._write_entered(fd, data, offset, absent)
         if problem is not None and not written:
             raise problem
         return written
 
-    def _check_room(self, fd: int, length: int, *, anything_new: bool) -> None:
-        """ENOBUFS below the stop marks; not to who writes again what is there (facts 8.1, 11)."""
+    def _check_room(self, fd: int, length: int) -> None:
+        """ENOBUFS below the stop marks, also to who writes again what is there (facts 8.1, 11)."""
         try:
             self.cache.space.check(fd, length=length)
         except OSError as problem:
-            if anything_new or problem.errno != errno.ENOBUFS:
-                log.warning("%s: %s", os.fsdecode(self.path), problem.strerror)
-                raise
+            log.warning("%s: %s", os.fsdecode(self.path), problem.strerror)
+            raise
 
     def _write_entered(
         self, fd: int, data: memoryview, offset: int, absent: list[tuple[int, int]]

@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import itertools
 import logging
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Callable
 
 from pagein.cachefiles import inflight, namei, xattr
@@ -48,6 +50,7 @@ class Cache:
         """
         self.directory: bytes = os.path.realpath(directory)
         self.shared = shared
+        self._burials = itertools.count(1)
         self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._lock()
@@ -140,7 +143,8 @@ class Cache:
         if not os.path.lexists(path):
             self._make_volume(path, wanted)
         if self._volume_coherency(path, len(wanted)) != wanted:
-            self._to_graveyard(path)
+            log.warning("%s is of another time", os.fsdecode(path))
+            self.to_graveyard(path)
             self._make_volume(path, wanted)
 
     def _volume_coherency(self, path: bytes, longest: int) -> bytes:
@@ -154,11 +158,15 @@ class Cache:
             log.error("%s: %s", os.fsdecode(path), problem.strerror)
         raise OSError(errno.ENOBUFS, "unusable volume directory", os.fsdecode(path))
 
-    def _to_graveyard(self, path: bytes) -> None:
+    def to_graveyard(self, path: bytes) -> None:
         """Move something aside by its name alone: whoever has it open or mounted keeps it."""
-        grave = tempfile.mkdtemp(dir=self.path_of(namei.GRAVEYARD_DIR))
-        log.warning("%s cannot be used, moved to %s", os.fsdecode(path), os.fsdecode(grave))
-        os.rename(path, os.path.join(grave, os.path.basename(path)))
+        while True:
+            name = namei.grave_name(int(time.time()), next(self._burials))
+            grave = self.path_of(namei.GRAVEYARD_DIR + b"/" + name)
+            if not os.path.lexists(grave):
+                break
+        os.rename(path, grave)
+        log.info("%s: moved to %s", os.fsdecode(path), os.fsdecode(grave))
 
     def _make_volume(self, path: bytes, coherency: bytes) -> None:
         """With its attribute or not at all: without it a volume could never be used again."""
@@ -181,7 +189,8 @@ class Cache:
         try:
             kind = stat.S_IFMT(os.lstat(path).st_mode)
             if kind == stat.S_IFDIR:
-                self._to_graveyard(path)
+                log.warning("%s is a directory", os.fsdecode(path))
+                self.to_graveyard(path)
             elif kind != stat.S_IFREG:
                 log.warning("%s is no regular file, removed", os.fsdecode(path))
                 os.unlink(path)

@@ -9,10 +9,8 @@ volumes in use, and the write lease for what others have open, a direct mount am
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import stat
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,19 +20,17 @@ from pagein.cachefiles.inuse import claimed, open_cache_file, sole_user
 if TYPE_CHECKING:
     from pagein.cachefiles.cache import Cache
 
-_burials = itertools.count(1)
-
 
 def check_name(cache: Cache, cwd: bytes, name: bytes, used: Callable[[bytes], bool]) -> bytes:
     """The path of NAME in the directory `cwd`, after the checks of `inuse`. Blocks.
 
     `used` tells of a path relative to the cache directory whether anybody of ours uses it. Raises
-    OSError: ENOTDIR; EINVAL outside the cache, where the kernel acts as well; EIO for what is no
-    name; ENOENT; EBUSY in use.
+    OSError: EIO for what is no name; ENOTDIR, ESTALE; EINVAL outside the cache, where the kernel
+    acts as well; ENOENT; EBUSY in use.
     """
-    directory = _inside(cache, cwd)
     if name in (b"", b".", b".."):
         raise OSError(errno.EIO, "no name in a directory", os.fsdecode(name))
+    directory = _inside(cache, cwd)
     path = os.path.join(directory, name)
     try:
         found = os.lstat(path)
@@ -50,8 +46,14 @@ def check_name(cache: Cache, cwd: bytes, name: bytes, used: Callable[[bytes], bo
 
 
 def _inside(cache: Cache, cwd: bytes) -> bytes:
-    if not os.path.isdir(cwd):
+    try:
+        found = os.stat(cwd)
+    except OSError as problem:
+        raise OSError(errno.ENOTDIR, problem.strerror, os.fsdecode(cwd)) from None
+    if not stat.S_ISDIR(found.st_mode):
         raise OSError(errno.ENOTDIR, "no directory to cull from", os.fsdecode(cwd))
+    if not found.st_nlink:
+        raise OSError(errno.ESTALE, "the working directory was removed")
     directory = os.path.realpath(cwd)
     parts = os.path.relpath(directory, cache.directory).split(b"/")
     if parts[0] not in (b".", namei.CACHE_DIR, namei.GRAVEYARD_DIR):
@@ -91,8 +93,7 @@ def cull(cache: Cache, path: bytes) -> None:
     try:
         kind = os.lstat(path).st_mode
         if stat.S_ISDIR(kind):
-            grave = b"%08x%08x" % (int(time.time()) & 0xFFFFFFFF, next(_burials) & 0xFFFFFFFF)
-            os.rename(path, cache.path_of(namei.GRAVEYARD_DIR + b"/" + grave))
+            cache.to_graveyard(path)
         elif stat.S_ISREG(kind):
             with claimed(path):
                 os.unlink(path)
