@@ -100,6 +100,18 @@ class BackingFile:
         """The file's descriptor, or -1 while it has none."""
         return self._file.fd
 
+    def blocks(self) -> int:
+        """Blocks of 512 bytes on the disk; 0 of a file that was closed and is gone meanwhile."""
+        if (fd := self._file.pin()) < 0:
+            try:
+                return os.stat(self._file.path).st_blocks
+            except FileNotFoundError:
+                return 0
+        try:
+            return os.fstat(fd).st_blocks
+        finally:
+            self._file.unpin()
+
     def close(self) -> None:
         """Let go of the file: at once, or when the last thread at work on it has returned."""
         self._file.close()

@@ -76,7 +76,7 @@ class Session:
         self.looking_up.discard(obj)
         if obj.file is not None:
             if self.cache is not None:
-                self.cache.space.released(os.fstat(obj.file.fd).st_blocks)
+                self.cache.space.released(obj.file.blocks())
             obj.file.close()
             obj.file = None
 
