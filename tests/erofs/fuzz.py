@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from tests.erofs.images import of_bytes
+from tests.memory import peak
 
 from pagein.erofs.errors import ErofsError
 from pagein.erofs.format import crc32c
@@ -80,7 +81,7 @@ def main() -> None:
             assert problem.filename, problem
             became["no such path"] += 1
     used = resource.getrusage(resource.RUSAGE_SELF)
-    print(f"{dict(became)}, {used.ru_utime:.1f} s, {used.ru_maxrss >> 10} MiB")
+    print(f"{dict(became)}, {used.ru_utime:.1f} s, {peak() >> 20} MiB")
 
 
 if __name__ == "__main__":

@@ -192,7 +192,8 @@ def test_what_is_no_layer_is_refused(data: bytes, says: str) -> None:
 # ---- memory -------------------------------------------------------------------------------------
 
 MEMORY = """
-import os, resource, sys
+import os, sys
+from tests.memory import peak
 from pagein.images.layers.build import IndexBuilder
 from pagein.images.layers.format import Layer
 path, digest = sys.argv[1:]
@@ -204,7 +205,7 @@ with (
     while piece := layer.read(1 << 18):
         builder.feed(piece)
     built = builder.finish(out)
-print(built.header.tar_size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
+print(built.header.tar_size, peak())
 """
 
 
@@ -219,7 +220,8 @@ def test_memory_does_not_grow_with_the_layer(tmp_path: Path) -> None:
             sha256.update(part)
             out.write(part)
     command = [sys.executable, "-c", MEMORY, str(path), f"sha256:{sha256.hexdigest()}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    top = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=top, capture_output=True, text=True, timeout=300, check=True)
     size, memory = map(int, done.stdout.split())
     assert size > 1 << 30
     assert memory < 256 << 20
