@@ -161,8 +161,8 @@ SOURCES: tuple[Callable[[], Iterator[tuple[object, str]]], ...] = (
 )
 
 
-# Directories of runs: of this suite, of any pytest, of scripts/bare-machine.
-A_RUN = re.compile(r"/pagein-test-|/pytest-of-[^/]+/|/pagein-bare\.")
+# Directories of runs: of this suite, of any pytest, of scripts/bare-machine, of benchmarks.
+A_RUN = re.compile(r"/pagein-test-|/pytest-of-[^/]+/|/pagein-bare\.|/pagein-bench-")
 
 
 class Inventory:

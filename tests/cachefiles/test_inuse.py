@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.cachefiles.filesystems import mounted, run
+from tests.ending import killed
 
 from pagein.cachefiles.inuse import claimed, no_writer, open_cache_file, sole_user
 from pagein.mounts.erofs import mount_image, umount_image
@@ -193,5 +194,6 @@ def test_processes_that_ask_at_once_do_not_kill_each_other(path: bytes) -> None:
     # Whose lease is broken gets a signal, which by default would be the end of it.
     command = [sys.executable, "-c", ASK, os.fsdecode(path)]
     askers = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
-    endings = [asker.communicate(timeout=60)[1] for asker in askers]
+    with killed(*askers):
+        endings = [asker.communicate(timeout=60)[1] for asker in askers]
     assert [asker.returncode for asker in askers] == [0] * 3, endings

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.harness import Image, Pagein, ranges_of, serve, sums, wait_for
+from tests.ending import killed
 
 from pagein.testing.webserver import WebServer
 
@@ -185,7 +186,8 @@ def test_readers_in_processes_of_their_own_fetch_nothing_twice(
     pagein.mount(*serve(server, meta=small.meta, blob=small.blob))
     command = ["sha256sum", str(pagein.target / "large/1")]
     readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
-    found = {reader.communicate(timeout=60)[0].split()[0] for reader in readers}
+    with killed(*readers):
+        found = {reader.communicate(timeout=60)[0].split()[0] for reader in readers}
     assert found == {sums(small.tree)["./large/1"]}
     fetched = sorted(ranges_of(server, "/blob"))
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(fetched))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.ending import killed
 from tests.fuse.mounted import DEADLINE, MountedFs, Process, mounted_fs
 from tests.fuse.reader import pattern
 
@@ -91,7 +92,8 @@ def test_writers_at_once_do_not_share_a_buffer(fs: MountedFs, readers: list[Proc
     )
     command = ["python3", "-c", script, str(path)]
     running = [subprocess.Popen([*command, str(32 * number)]) for number in range(8)]
-    assert [one.wait(DEADLINE) for one in running] == [0] * 8
+    with killed(*running):
+        assert [one.wait(DEADLINE) for one in running] == [0] * 8
     data = path.read_bytes()
     for block in range(160):
         wanted = 32 * (block % 8) + block // 8

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from tests.e2e.harness import Pagein, mkfs, wait_for
+from tests.e2e.harness import Pagein, mkfs, pagein_in, wait_for
+from tests.ending import killed
 
 from pagein.keeper import half as halves
 from pagein.keeper.half import GivenUp, Half
@@ -34,6 +36,12 @@ def web(image: Path) -> Iterator[WebServer]:
         yield server
 
 
+@pytest.fixture
+def place(public_tmp: Path) -> Iterator[Pagein]:
+    with pagein_in(public_tmp) as mine:
+        yield mine
+
+
 def pid_of(place: Pagein, module: str) -> int:
     return next(pid for pid, line in place.processes().items() if module in line)
 
@@ -44,9 +52,8 @@ def read_all(path: Path) -> subprocess.CompletedProcess[bytes]:
 
 @pytest.mark.root
 def test_a_killed_keeper_takes_the_halves_along_and_readers_get_eio(
-    public_tmp: Path, web: WebServer
+    place: Pagein, web: WebServer
 ) -> None:
-    place = Pagein(public_tmp)
     place.mount(web.url("/image"))
     os.kill(pid_of(place, "pagein.keeper"), signal.SIGKILL)
     wait_for(lambda: not place.processes())
@@ -62,8 +69,7 @@ def test_a_killed_keeper_takes_the_halves_along_and_readers_get_eio(
 
 
 @pytest.mark.root
-def test_begun_anew_over_a_dead_mount(public_tmp: Path, web: WebServer) -> None:
-    place = Pagein(public_tmp)
+def test_begun_anew_over_a_dead_mount(place: Pagein, web: WebServer) -> None:
     place.mount(web.url("/image"))
     os.kill(pid_of(place, "pagein.keeper"), signal.SIGKILL)
     wait_for(lambda: not place.processes())
@@ -76,8 +82,7 @@ def test_begun_anew_over_a_dead_mount(public_tmp: Path, web: WebServer) -> None:
 
 
 @pytest.mark.root
-def test_all_three_are_told_to_end(public_tmp: Path, web: WebServer) -> None:
-    place = Pagein(public_tmp)
+def test_all_three_are_told_to_end(place: Pagein, web: WebServer) -> None:
     place.mount(web.url("/image"))
     os.kill(pid_of(place, "pagein.keeper"), signal.SIGTERM)
     wait_for(lambda: not place.processes())
@@ -155,10 +160,9 @@ def test_stopping_ends_a_half_that_does_not_listen(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.root
-def test_a_running_pagein_is_not_given_another_cache(public_tmp: Path, web: WebServer) -> None:
-    place = Pagein(public_tmp)
+def test_a_running_pagein_is_not_given_another_cache(place: Pagein, web: WebServer) -> None:
     place.mount(web.url("/image"))
-    other = Pagein(public_tmp, cache=public_tmp / "other")
+    other = Pagein(place.directory, cache=place.directory / "other")
     refused = other.run("mount", web.url("/image"), place.dir("second"))
     assert refused.returncode == 1
     assert refused.stderr == (
@@ -170,8 +174,7 @@ def test_a_running_pagein_is_not_given_another_cache(public_tmp: Path, web: WebS
 
 
 @pytest.mark.root
-def test_a_user_that_does_not_exist(public_tmp: Path, web: WebServer) -> None:
-    place = Pagein(public_tmp)
+def test_a_user_that_does_not_exist(place: Pagein, web: WebServer) -> None:
     refused = place.run(
         "mount", "--daemon-user", "nobody-like-that", web.url("/image"), place.target
     )
@@ -181,16 +184,17 @@ def test_a_user_that_does_not_exist(public_tmp: Path, web: WebServer) -> None:
 
 
 @pytest.mark.root
-def test_device_and_daemon_by_themselves(public_tmp: Path, web: WebServer) -> None:
-    place = Pagein(public_tmp)
-    device = subprocess.Popen(place.argv("device"), stdout=subprocess.DEVNULL)
-    path = place.state / "dev" / "cachefiles"
-    wait_for(path.exists)
-    lonely = place.run("mount", web.url("/image"), place.target)
-    assert lonely.returncode == 1
-    assert "no `pagein daemon` runs here" in lonely.stderr
-    daemon = subprocess.Popen(place.argv("daemon", "--device", path))
-    try:
+def test_device_and_daemon_by_themselves(place: Pagein, web: WebServer) -> None:
+    with ExitStack() as stack:
+        device = subprocess.Popen(place.argv("device"), stdout=subprocess.DEVNULL)
+        stack.enter_context(killed(device))
+        path = place.state / "dev" / "cachefiles"
+        wait_for(path.exists)
+        lonely = place.run("mount", web.url("/image"), place.target)
+        assert lonely.returncode == 1
+        assert "no `pagein daemon` runs here" in lonely.stderr
+        daemon = subprocess.Popen(place.argv("daemon", "--device", path))
+        stack.enter_context(killed(daemon))
         wait_for((place.state / "daemon.sock").exists)
         second = place.run("daemon", "--device", path)
         assert second.returncode == 1
@@ -199,7 +203,6 @@ def test_device_and_daemon_by_themselves(public_tmp: Path, web: WebServer) -> No
         assert read_all(place.target / "large").stdout == CONTENT
         assert Path(f"/proc/{daemon.pid}/status").read_text().split("Uid:\t")[1][0] != "0"
         place.umount()
-    finally:
         for process in (daemon, device):
             process.terminate()
             assert process.wait(30) == 0
@@ -207,16 +210,16 @@ def test_device_and_daemon_by_themselves(public_tmp: Path, web: WebServer) -> No
 
 
 @pytest.mark.root
-def test_umount_waits_for_a_slow_daemon_to_take_its_close(public_tmp: Path, web: WebServer) -> None:
-    place = Pagein(public_tmp)
+def test_umount_waits_for_a_slow_daemon_to_take_its_close(place: Pagein, web: WebServer) -> None:
     place.mount(web.url("/image"))
     daemon = pid_of(place, "pagein.daemon")
     os.kill(daemon, signal.SIGSTOP)
-    try:
-        umount = subprocess.Popen(place.argv("umount", place.target))
-        with pytest.raises(subprocess.TimeoutExpired):
-            umount.wait(4)
-    finally:
-        os.kill(daemon, signal.SIGCONT)
-    assert umount.wait(30) == 0
+    umount = subprocess.Popen(place.argv("umount", place.target))
+    with killed(umount):
+        try:
+            with pytest.raises(subprocess.TimeoutExpired):
+                umount.wait(4)
+        finally:
+            os.kill(daemon, signal.SIGCONT)
+        assert umount.wait(30) == 0
     assert not place.leftovers()

@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.harness import Pagein, wait_for
+from tests.e2e.harness import Pagein, pagein_in, wait_for
+from tests.ending import killed
 from tests.kills.places import Image, cache_on, make_image, wrong_pages
 
 from pagein.testing.webserver import WebServer, serve_in_thread
@@ -85,9 +86,10 @@ def readers(pagein: Pagein, image: Image, seed: int) -> Iterator[list[dict[str, 
     try:
         yield counts
     finally:
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-        outputs = [p.communicate(timeout=150)[0] for p in processes]
+        with killed(*processes):
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
+            outputs = [p.communicate(timeout=150)[0] for p in processes]
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output
         counts.append(json.loads(output))
@@ -127,7 +129,8 @@ def kill_round(directory: Path, image: Image, kind: str, module: str, times: int
         serve_in_thread(WebServer(files, rate=RATE)) as web,
     ):
         sources = [web.url("/meta"), web.url("/blob")]
-        kill_under_readers(Pagein(directory, cache=cache), image, sources, module, times)
+        with pagein_in(directory, cache=cache) as pagein:
+            kill_under_readers(pagein, image, sources, module, times)
         assert not wrong_pages(cache, [image.meta, image.blob])
 
 
@@ -146,7 +149,7 @@ def mapped_round(directory: Path, image: Image, kind: str, times: int) -> None:
         os.close(write)
         try:
             with os.fdopen(read) as ready:
-                assert ready.readline() == "ok\n", pagein.log()
+                assert ready.read() == "listening\nok\n", pagein.log()
             paths = [str(path).strip("/") for path in (image.meta, image.blob)]
             keys = [f"key:mapped/{path.replace('/', '|')}" for path in paths]
             kill_under_readers(pagein, image, keys, MAPPED, times)
@@ -161,17 +164,17 @@ def mount_round(directory: Path, image: Image, module: str, times: int) -> None:
     """Kill a half while a mount is being made: it is made, or refused in one line."""
     files = {"/meta": image.meta, "/blob": image.blob}
     draw = random.Random(directory.name)
-    with serve_in_thread(WebServer(files)) as web:
-        pagein = Pagein(a_place(directory))
+    with serve_in_thread(WebServer(files)) as web, pagein_in(a_place(directory)) as pagein:
         words = ["mount", "--timeout", "10", web.url("/meta"), "--device", web.url("/blob")]
         made = 0
         for _ in range(times):
             process = subprocess.Popen(
                 pagein.argv(*words, pagein.target), stderr=subprocess.PIPE, text=True
             )
-            time.sleep(draw.random() * 1.2)
-            kill(pagein, module)
-            _, errors = process.communicate(timeout=120)
+            with killed(process):
+                time.sleep(draw.random() * 1.2)
+                kill(pagein, module)
+                _, errors = process.communicate(timeout=120)
             assert process.returncode in (0, 1), errors
             if process.returncode == 0:
                 made += 1

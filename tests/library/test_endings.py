@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.ending import killed
 
 import pagein
 from pagein.library import runtime
@@ -193,15 +194,17 @@ def test_an_interrupted_read(tmp_path: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        while not any(end - start > 1 for _, start, end in web.requests):
-            time.sleep(0.01)
-        os.kill(process.pid, signal.SIGINT)
-        assert process.stdout.readline() == "interrupted\n"
-        slow = False
-        assert process.communicate("\n", timeout=40) == (f"{1 << 20}\n", "")
-        assert process.returncode == 0
+        with killed(process):
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            while not any(end - start > 1 for _, start, end in web.requests):
+                assert process.poll() is None
+                time.sleep(0.01)
+            os.kill(process.pid, signal.SIGINT)
+            assert process.stdout.readline() == "interrupted\n"
+            slow = False
+            assert process.communicate("\n", timeout=40) == (f"{1 << 20}\n", "")
+            assert process.returncode == 0
 
 
 EXITING = """

@@ -1,5 +1,6 @@
 """Many processes, one cache: each range is fetched once, and nobody's death spoils it."""
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -8,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.ending import killed
 from tests.library.test_files import fetched, overlaps
 
 import pagein
@@ -28,11 +30,22 @@ def web() -> Iterator[WebServer]:
         yield server
 
 
-def start(url: str, cache: Path, seed: int, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-W", "error", WORKER, url, str(cache), str(seed), *more]
-    return subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts readers, which end with the test: URL, cache, seed, and more words."""
+    with contextlib.ExitStack() as stack:
+
+        def one(url: str, cache: Path, seed: int, *more: str) -> subprocess.Popen[str]:
+            command = [sys.executable, "-W", "error", WORKER, url, str(cache), str(seed), *more]
+            pipe = subprocess.PIPE
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+            stack.enter_context(killed(process))
+            return process
+
+        yield one
 
 
 def go(process: subprocess.Popen[str]) -> None:
@@ -46,7 +59,9 @@ def line(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline().strip()
 
 
-def test_eight_processes_fetch_each_range_once(web: WebServer, tmp_path: Path) -> None:
+def test_eight_processes_fetch_each_range_once(
+    web: WebServer, tmp_path: Path, start: Start
+) -> None:
     processes = [start(web.url("/blob"), tmp_path / "cache", seed) for seed in range(8)]
     assert [line(p) for p in processes] == ["ready"] * 8
     for process in processes:
@@ -58,7 +73,7 @@ def test_eight_processes_fetch_each_range_once(web: WebServer, tmp_path: Path) -
     assert sum(end - begin for begin, end in ranges) == len(CONTENT)
 
 
-def test_one_of_them_is_killed(web: WebServer, tmp_path: Path) -> None:
+def test_one_of_them_is_killed(web: WebServer, tmp_path: Path, start: Start) -> None:
     victim = start(web.url("/blob"), tmp_path / "cache", 99)
     processes = [start(web.url("/blob"), tmp_path / "cache", seed) for seed in range(7)]
     assert [line(p) for p in [victim, *processes]] == ["ready"] * 8
@@ -74,10 +89,10 @@ def test_one_of_them_is_killed(web: WebServer, tmp_path: Path) -> None:
     # Whatever it was fetching is fetched again, and nothing else.
     twice = sum(left[1] - right[0] for left, right in overlaps(fetched(web)))
     assert twice <= 17 << 20
-    assert start_and_check(web, tmp_path) == DIGEST
+    assert start_and_check(web, tmp_path, start) == DIGEST
 
 
-def start_and_check(web: WebServer, tmp_path: Path) -> str:
+def start_and_check(web: WebServer, tmp_path: Path, start: Start) -> str:
     process = start(web.url("/blob"), tmp_path / "cache", 5)
     assert line(process) == "ready"
     go(process)
@@ -86,7 +101,7 @@ def start_and_check(web: WebServer, tmp_path: Path) -> str:
     return output.strip()
 
 
-def test_killed_again_and_again(web: WebServer, tmp_path: Path) -> None:
+def test_killed_again_and_again(web: WebServer, tmp_path: Path, start: Start) -> None:
     draw = random.Random(3)
     for seed in range(12):
         process = start(web.url("/blob"), tmp_path / "cache", seed)
@@ -95,7 +110,7 @@ def test_killed_again_and_again(web: WebServer, tmp_path: Path) -> None:
         time.sleep(draw.random() * 0.05)
         process.kill()
         process.communicate()
-    assert start_and_check(web, tmp_path) == DIGEST
+    assert start_and_check(web, tmp_path, start) == DIGEST
 
 
 def digest(file: pagein.BlobFile) -> str:
@@ -139,7 +154,9 @@ if child:
     assert (done.returncode, done.stdout, done.stderr) == (0, "5\n5\n", "")
 
 
-def test_a_child_does_not_keep_what_its_parent_locked(web: WebServer, tmp_path: Path) -> None:
+def test_a_child_does_not_keep_what_its_parent_locked(
+    web: WebServer, tmp_path: Path, start: Start
+) -> None:
     """Range locks belong to open file descriptions, and a fork shares those."""
     program = f"""
 import os, sys, threading, time, pagein
@@ -158,7 +175,7 @@ time.sleep(30)
     try:
         assert line(parent) == "forked"
         parent.kill()
-        assert start_and_check(web, tmp_path) == DIGEST
+        assert start_and_check(web, tmp_path, start) == DIGEST
     finally:
         os.killpg(parent.pid, signal.SIGKILL)
         parent.communicate()

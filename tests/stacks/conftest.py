@@ -97,10 +97,6 @@ def stacker(public_tmp: Path) -> Iterator[Stacker]:
         stack.callback(_reap)
         pagein = stack.enter_context(pagein_in(public_tmp))
         yield Stacker(pagein, images)
-        for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
-            target = line.split()[4]
-            if target.startswith(f"{public_tmp}/") and " - overlay " in line:
-                pagein.run("umount", "--lazy", target)
 
 
 def options_of(target: Path) -> tuple[set[str], set[str]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.harness import wait_for
+from tests.ending import killed
 from tests.kills.test_kills import KERNEL_HALF, USER_HALF, kill, pid_of
 from tests.stacks.conftest import Stacker, tree_of
 
@@ -113,10 +114,11 @@ def rounds(stacker: Stacker, module: str, times: int) -> None:
         urls = [web.url(f"/{path.name}") for path in made]
         for _ in range(times):
             process = begin(stacker, *urls)
-            wait_for(lambda: pid_of(pagein, module) is not None)
-            time.sleep(draw.random() * 1.0)
-            kill(pagein, module)
-            _, errors = process.communicate(timeout=120)
+            with killed(process):
+                wait_for(lambda: pid_of(pagein, module) is not None)
+                time.sleep(draw.random() * 1.0)
+                kill(pagein, module)
+                _, errors = process.communicate(timeout=120)
             if process.returncode == 0:
                 assert tree_of(pagein.target) == ["f0:0", "f1:1", "f2:2"]
                 pagein.umount()
