@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.harness import COMMAND, DEADLINE, Image, Pagein, read_errno, serve, sums, wait_for
 from tests.e2e.readers import Reader
+from tests.ending import killed
 
 from pagein.cli.tables import print_status
 from pagein.testing.webserver import Fault, WebServer
@@ -99,8 +100,8 @@ def test_status_while_a_read_hangs(small: Image, server: WebServer, pagein: Page
         found = pagein.status()
         shown = pagein.ok("status")
     assert set(found) == {
-        *("running", "pid", "daemon_pid", "front_end", "cache", "problem", "dead"),
-        *("fuse_requests", "blobs", "mounts", "oldest_read"),
+        *("running", "pid", "daemon_pid", "front_end", "mount_namespace", "cache", "problem"),
+        *("dead", "fuse_requests", "blobs", "mounts", "oldest_read"),
     }
     assert found["running"] is True
     assert {found["pid"], found["daemon_pid"]} < set(pagein.processes())
@@ -255,7 +256,8 @@ def test_many_mounts_begun_at_once(small: Image, server: WebServer, pagein: Page
         )
         for target in targets
     ]
-    said = [process.communicate(timeout=DEADLINE)[1] for process in mounting]
+    with killed(*mounting):
+        said = [process.communicate(timeout=DEADLINE)[1] for process in mounting]
     assert said == ["", "", "", ""]
     assert [process.returncode for process in mounting] == [0, 0, 0, 0]
     assert len(pagein.status()["mounts"]) == 4

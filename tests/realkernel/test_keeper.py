@@ -88,15 +88,18 @@ def test_a_mount_in_another_namespace_keeps_it(small: Image, place: Served) -> N
     place.end()
 
 
-def test_from_another_namespace_it_says_where_it_would_mount(small: Image, place: Served) -> None:
-    place.mount(str(small.single))
-    argv = place.argv("mount", "--front-end", "kernel", small.meta, place.dir("second"))
+@pytest.mark.parametrize("front_end", ["fuse", "kernel"])
+def test_from_another_namespace_it_says_where_it_would_mount(
+    front_end: str, small: Image, place: Served
+) -> None:
+    place.ok("mount", "--front-end", front_end, small.single, place.target)
+    argv = place.argv("mount", "--front-end", front_end, small.meta, place.dir("second"))
     command = ["unshare", "--mount", "--propagation", "private", *argv]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
     assert done.returncode == 1
     assert re.fullmatch(
         r"pagein: pagein \(process \d+\) runs in another mount namespace, and would mount there;"
-        r" use `nsenter -m -t \d+ pagein mount`\n",
+        r" start the command with `nsenter -m -t \d+`\n",
         done.stderr,
     )
     place.umount()

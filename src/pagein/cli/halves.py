@@ -101,7 +101,7 @@ def kept_running(
     check_prerequisites(settings, KERNEL_DEVICE if front_end == "kernel" else FUSE_DEVICE)
     options = ["--timeout", str(timeout), "--daemon-user", daemon_user]
     options += ["--front-end", front_end, "--device", KERNEL_DEVICE]
-    connection = _connect(settings, options, meanwhile)
+    connection, found = _connect(settings, options, meanwhile)
 
     def ask_it(question: dict[str, Any], timeout: float) -> Answer:
         try:
@@ -112,6 +112,7 @@ def kept_running(
         return kernel_half(settings, question, timeout=timeout)
 
     try:
+        _check_namespace(found)
         yield ask_it
     except BaseException:
         _leave(settings, connection)
@@ -120,8 +121,13 @@ def kept_running(
         connection.close()
 
 
-def _connect(settings: Settings, options: list[str], meanwhile: Callable[[], None]) -> Connection:
-    """A connection to the kernel half, for whose life it stays; started if need be."""
+def _connect(
+    settings: Settings, options: list[str], meanwhile: Callable[[], None]
+) -> tuple[Connection, Answer]:
+    """A connection to the kernel half, for whose life it stays, and its status.
+
+    It is started if need be.
+    """
     give_up = time.monotonic() + START_TIMEOUT
     while True:
         if not running(settings):
@@ -136,14 +142,21 @@ def _connect(settings: Settings, options: list[str], meanwhile: Callable[[], Non
         time.sleep(0.02)
 
 
-def _answering(settings: Settings) -> Connection:
+def _answering(settings: Settings) -> tuple[Connection, Answer]:
     connection = Connection(settings.path("control.sock"))
     try:
-        connection.ask({"op": "status"}, timeout=5.0)
+        return connection, connection.ask({"op": "status"}, timeout=5.0)
     except BaseException:
         connection.close()
         raise
-    return connection
+
+
+def _check_namespace(found: Answer) -> None:
+    """Refuse to have something mounted where whoever asks for it does not see it."""
+    if found["mount_namespace"] != os.readlink("/proc/self/ns/mnt"):
+        pid = found["pid"]
+        text = f"pagein (process {pid}) runs in another mount namespace, and would mount there"
+        raise ControlError(errno.EXDEV, f"{text}; start the command with `nsenter -m -t {pid}`")
 
 
 def _leave(settings: Settings, connection: Connection) -> None:

@@ -174,11 +174,6 @@ def _check_front_end(settings: Settings, found: Answer, wanted: FrontEnd) -> Non
         text = f"pagein runs in {settings.state_dir} with the front end `{found['front_end']}`"
         text += "; use that one, or another --state-dir and --cache"
         raise ControlError(errno.EBUSY, f"--front-end {wanted}: {text}")
-    namespace = found.get("mount_namespace")
-    if namespace is not None and namespace != os.readlink("/proc/self/ns/mnt"):
-        pid = found["pid"]
-        text = f"pagein (process {pid}) runs in another mount namespace, and would mount there"
-        raise ControlError(errno.EXDEV, f"{text}; use `nsenter -m -t {pid} pagein mount`")
 
 
 def _check_cache(settings: Settings, bound: str | None) -> None:

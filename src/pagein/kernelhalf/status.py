@@ -18,6 +18,7 @@ def status(half: KernelHalf) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "front_end": "fuse",
+        "mount_namespace": os.readlink("/proc/self/ns/mnt"),
         "cache": os.fsdecode(session.dir) if session and session.dir else None,
         "problem": session.problem if session and session.cache is None else None,
         "dead": bool(session and session.dead),
