@@ -125,6 +125,14 @@ class Keys:
         ).stdout
         return (signed + b"." + _base64url(signature)).decode()
 
+    def for_scope(self, scope: str, *, expires: float = 300.0) -> str:
+        """A token of a scope as it is asked for: all that it names."""
+        access = []
+        for one in scope.split():
+            kind, name, actions = one.split(":")
+            access.append({"type": kind, "name": name, "actions": actions.split(",")})
+        return self.token(access, expires=expires)
+
     def auth(self, realm: str) -> dict[str, Any]:
         """docker-registry's configuration for our tokens."""
         bundle = str(self.certificate)

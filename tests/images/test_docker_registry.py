@@ -119,16 +119,7 @@ def test_artifacts_are_pushed_and_found_by_the_tag(basic: Pushed) -> None:
 
 def test_tokens_of_a_real_registry_and_one_that_ends_in_the_middle(tmp_path: Path) -> None:
     keys = Keys(tmp_path)
-    server = TokenServer(anonymous=False)
-
-    def make(scope: str, expires: float = 300.0) -> str:
-        access = []
-        for one in scope.split():
-            kind, name, actions = one.split(":")
-            access.append({"type": kind, "name": name, "actions": actions.split(",")})
-        return keys.token(access, expires=expires)
-
-    server.make = make
+    server = TokenServer(anonymous=False, make=keys.for_scope)
     layout = write_layout(tmp_path / "layout", {"v1": IMAGE})
 
     async def main() -> None:
@@ -143,16 +134,18 @@ def test_tokens_of_a_real_registry_and_one_that_ends_in_the_middle(tmp_path: Pat
                     error = await failure(source.resolve(), name)
                     assert "were refused" in str(error)
                 async with opened(name, Keychain(ANN)) as source:
-                    await expire_in_the_middle(source, server, make)
+                    await expire_in_the_middle(source)
 
-    async def expire_in_the_middle(source: Any, server: TokenServer, make: Any) -> None:
+    async def expire_in_the_middle(source: Any) -> None:
         assert isinstance(source, RegistrySource)
         server.asked.clear()
         # As if two minutes had passed since it was given: the registry's own clock refuses it.
-        server.make = lambda scope: make(scope, -120.0) if len(server.asked) == 1 else make(scope)
+        server.make = lambda scope: keys.for_scope(
+            scope, expires=-120.0 if len(server.asked) == 1 else 300.0
+        )
         await failure(source.resolve())
         server.asked.clear()
-        server.make = make
+        server.make = keys.for_scope
         origin = source.open_blob(IMAGE.layer_descriptor(0))
         ranges = [(offset, 1000) for offset in range(0, 64_000, 2000)]
         got = await asyncio.gather(*(origin.read(*span) for span in ranges))

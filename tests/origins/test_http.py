@@ -311,7 +311,7 @@ def answer_with(
 @pytest.mark.parametrize(
     ("raw", "retry", "text"),
     [
-        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", False, "not proper HTTP"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", True, "not proper HTTP"),
         (b"HTTP/1.1 206 OK\r\nContent-Length: 1\r\n\r\nx", False, "Content-Range ''"),
         (
             b"HTTP/1.1 206 OK\r\nContent-Range: bytes 0-0/*\r\nContent-Length: 1\r\n\r\nx",

@@ -1,17 +1,19 @@
-"""A registry with an image in it, a pagein that mounts from there, and a link that counts."""
+"""A registry with an image in it, and a pagein that mounts from there."""
 
 import contextlib
-import json
-import subprocess
-import sys
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
-from tests.e2e.harness import COMMAND, DEADLINE, Pagein, pagein_in
-from tests.images.processes import PASSWORD, USER, docker_registry, htpasswd, skopeo_copy
+from tests.e2e.harness import Pagein, pagein_in
+from tests.images.processes import docker_registry, htpasswd, skopeo_copy
+from tests.pulled.front import Front
+from tests.pulled.misbehaving import PAGE, Mounted, Pushed, indexed, mount, pushing
+from tests.pulled.rig import Layers, log_in
 from tests.pulled.rootfs import rootfs_layers, write_image
 
 CONFIG: dict[str, Any] = {
@@ -21,22 +23,54 @@ CONFIG: dict[str, Any] = {
 }
 
 
-class Layers(NamedTuple):
-    """The image: a layout, and its layers as tar+gzip with their diff_ids."""
-
-    layout: Path
-    layers: list[tuple[bytes, str]]
-
-    @property
-    def name(self) -> str:
-        return f"oci:{self.layout}:v1"
-
-
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Layers:
     layers = rootfs_layers()
     directory = tmp_path_factory.mktemp("image")
     return Layers(write_image(directory / "layout", layers, **CONFIG), layers)
+
+
+@pytest.fixture(scope="session")
+def pushed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pushed]:
+    with pushing(tmp_path_factory.mktemp("pushed")) as found:
+        yield found
+
+
+@pytest.fixture
+def front(pushed: Pushed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Front]:
+    """What misbehaves before the registry; docker is logged in there."""
+    with Front(pushed.host).running() as running:
+        log_in(tmp_path / "docker", running.host, monkeypatch)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+        yield running
+
+
+@pytest.fixture(scope="session")
+def _mounted(pushed: Pushed) -> Iterator[Mounted]:
+    top = Path(f"/var/tmp/pagein-test-{os.environ['PAGEIN_TEST_RUN']}-mounted")
+    top.mkdir()
+    try:
+        top.chmod(0o755)
+        with (
+            pytest.MonkeyPatch.context() as environment,
+            Front(pushed.host).running() as front,
+            pagein_in(top) as pagein,
+        ):
+            log_in(top / "docker", front.host, environment)
+            mount(pagein, indexed(front), timeout=1)
+            yield Mounted(front, pagein)
+            pagein.umount()
+            assert pushed.check(pagein) > PAGE
+    finally:
+        shutil.rmtree(top)
+
+
+@pytest.fixture
+def mounted(_mounted: Mounted) -> Iterator[Mounted]:
+    """A mount of an indexed image through a front that is honest before and after."""
+    yield _mounted
+    _mounted.front.lie = None
+    _mounted.front.revoked.clear()
 
 
 @dataclass
@@ -72,68 +106,7 @@ def rig(image: Layers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         yield Rig(tmp_path, host, stack)
 
 
-def log_in(directory: Path, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `docker login` leaves, for `host` alone."""
-    directory.mkdir(exist_ok=True)
-    entry = {"username": USER, "password": PASSWORD}
-    (directory / "config.json").write_text(json.dumps({"auths": {host: entry}}))
-    monkeypatch.setenv("DOCKER_CONFIG", str(directory))
-
-
 @pytest.fixture
 def pagein(public_tmp: Path) -> Iterator[Pagein]:
     with pagein_in(public_tmp) as running:
         yield running
-
-
-def user(*words: object) -> subprocess.CompletedProcess[str]:
-    """A command without directories of its own: those of the user."""
-    argv = [*COMMAND, *map(str, words)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=DEADLINE, check=False)
-
-
-def good(done: subprocess.CompletedProcess[str]) -> str:
-    """The output of a command that worked."""
-    assert done.returncode == 0, done
-    return done.stdout
-
-
-def refused(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line of a command that failed."""
-    assert done.returncode == 1, done
-    lines = done.stderr.splitlines()
-    assert lines, done
-    assert "Traceback" not in done.stderr, done
-    assert lines[-1].startswith("pagein: "), done
-    return lines[-1]
-
-
-class Link:
-    """A proxy before a registry, in a process of its own."""
-
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
-        self._process = process
-        assert process.stdout is not None
-        self.port = json.loads(process.stdout.readline())["port"]
-
-    def ask(self, command: str) -> dict[str, Any]:
-        """`counters`, `reset` or `link RTT_MS MBIT`; the counters."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(f"{command}\n")
-        self._process.stdin.flush()
-        found: dict[str, Any] = json.loads(self._process.stdout.readline())
-        return found
-
-
-@contextlib.contextmanager
-def link_to(host: str) -> Iterator[Link]:
-    """A link of 20 ms to a registry."""
-    argv = [sys.executable, "-m", "pagein.testing.proxy", "--to", host, "--rtt-ms", "20"]
-    process = subprocess.Popen(
-        [*argv, "--commands"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        yield Link(process)
-    finally:
-        process.communicate(timeout=DEADLINE)

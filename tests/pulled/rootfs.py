@@ -20,7 +20,7 @@ BIG = bytes(range(256)) * 1024
 Adder = Callable[..., None]
 
 
-def _layer(fill: Callable[[Adder], None]) -> tuple[bytes, str]:
+def make_layer(fill: Callable[[Adder], None]) -> tuple[bytes, str]:
     """tar+gzip of what `fill` adds, and the digest of the tar."""
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
@@ -38,14 +38,15 @@ def _layer(fill: Callable[[Adder], None]) -> tuple[bytes, str]:
     return gzip.compress(raw.getvalue(), mtime=0), digest_of(raw.getvalue())
 
 
-def _directory(add: Adder, name: str, mode: int = 0o755, **fields: Any) -> None:
+def add_directory(add: Adder, name: str, mode: int = 0o755, **fields: Any) -> None:
+    """Add a directory."""
     add(name, type=tarfile.DIRTYPE, mode=mode, **fields)
 
 
 def _base(add: Adder) -> None:
     for name in ("./", "bin", "etc", "srv", "gone", "opaque", "opaque/below"):
-        _directory(add, name)
-    _directory(add, "tmp", 0o1777, uid=70_000, mtime=1_600_000_002.5)
+        add_directory(add, name)
+    add_directory(add, "tmp", 0o1777, uid=70_000, mtime=1_600_000_002.5)
     add("bin/busybox", Path(BUSYBOX).read_bytes(), mode=0o755)
     for name in PROGRAMS.split():
         add(f"bin/{name}", type=tarfile.SYMTYPE, linkname="busybox", mode=0o777)
@@ -59,20 +60,20 @@ def _base(add: Adder) -> None:
 
 
 def _middle(add: Adder) -> None:
-    _directory(add, "srv", mtime=1_600_000_001.25)
+    add_directory(add, "srv", mtime=1_600_000_001.25)
     add("srv/big", BIG, uid=1000, gid=1001)
     add("srv/hard", type=tarfile.LNKTYPE, linkname="srv/big", mode=0o644)
     add("srv/suid", b"#!/bin/sh\n", mode=0o4755)
     add("srv/attributes", b"x", xattrs={"user.colour": "blue"})
     add("srv/.wh.deleted")
     add("srv/replaced", b"new, and longer\n", mode=0o600)
-    _directory(add, "deep/without/parents")
+    add_directory(add, "deep/without/parents")
     add("deep/without/parents/file", b"deep\n")
 
 
 def _top(add: Adder) -> None:
     add(".wh.gone")
-    _directory(add, "opaque", 0o700)
+    add_directory(add, "opaque", 0o700)
     add("opaque/.wh..wh..opq")
     add("opaque/new", b"new\n")
     add("srv/text", b"text of the top\n")
@@ -81,7 +82,7 @@ def _top(add: Adder) -> None:
 
 def rootfs_layers() -> list[tuple[bytes, str]]:
     """The layers, lowest first: tar+gzip and diff_id."""
-    return [_layer(fill) for fill in (_base, _middle, _top)]
+    return [make_layer(fill) for fill in (_base, _middle, _top)]
 
 
 def write_image(

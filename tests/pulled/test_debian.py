@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.e2e.harness import Pagein
 from tests.images.processes import docker_registry, need, skopeo_copy
-from tests.pulled.conftest import good, link_to, user
+from tests.pulled.rig import good, link_to, user
 
 pytestmark = [pytest.mark.root, pytest.mark.long]
 

@@ -2,44 +2,21 @@
 
 import os
 import signal
-import stat
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.e2e.harness import Pagein, wait_for
-from tests.images.processes import docker_registry, htpasswd, need
-from tests.pulled.conftest import Layers, Rig, good, link_to, log_in, refused, user
+from tests.images.processes import docker_registry, htpasswd
+from tests.pulled.conftest import Rig
+from tests.pulled.rig import Layers, good, link_to, log_in, refused, user
 from tests.pulled.rootfs import BIG, BUSYBOX
+from tests.pulled.trees import tree, unpacked
 
 pytestmark = pytest.mark.root
 
 MOST_IN_SEQUENCE = 6
-
-
-def tree(top: Path) -> dict[str, dict[str, Any]]:
-    """All below `top`: what stat(2), readlink(2), listxattr(2) and read(2) say."""
-    found = {}
-    for directory, names, files in os.walk(top):
-        for name in (*names, *files, *(["."] if directory == str(top) else [])):
-            path = os.path.join(directory, name)
-            said = os.lstat(path)
-            kind = stat.S_IFMT(said.st_mode)
-            entry: dict[str, Any] = {"mode": said.st_mode, "uid": said.st_uid, "gid": said.st_gid}
-            entry["xattrs"] = {
-                each: os.getxattr(path, each, follow_symlinks=False)
-                for each in os.listxattr(path, follow_symlinks=False)
-            }
-            entry["mtime"] = said.st_mtime_ns
-            if kind != stat.S_IFDIR:
-                entry |= {"size": said.st_size, "nlink": said.st_nlink}
-            if kind == stat.S_IFREG:
-                entry["content"] = Path(path).read_bytes()
-            elif kind == stat.S_IFLNK:
-                entry["target"] = os.readlink(path)
-            found[os.path.relpath(path, top)] = entry
-    return found
 
 
 UNDESCRIBED = (".", "deep", "deep/without")
@@ -53,14 +30,6 @@ def merged(top: Path) -> dict[str, dict[str, Any]]:
     for name in UNDESCRIBED:
         del found[name]["mtime"]
     return found
-
-
-def unpacked(image: Layers, directory: Path) -> Path:
-    """The image as umoci unpacks it."""
-    source = f"{image.layout}:v1"
-    argv = [need("umoci"), "unpack", "--image", source, str(directory / "bundle")]
-    subprocess.run(argv, check=True, capture_output=True, timeout=60)
-    return directory / "bundle/rootfs"
 
 
 def index(name: str) -> None:
@@ -77,14 +46,14 @@ def test_a_mount_is_what_umoci_unpacks(
     done = pagein.run("mount", rig.name, pagein.target)
     good(done)
     assert ("3 of 3 layers have no index: pulling" in done.stderr) is not indexed
-    assert merged(pagein.target) == merged(unpacked(image, tmp_path))
+    assert merged(pagein.target) == merged(unpacked(image.layout, tmp_path))
     pagein.umount()
 
 
 def test_extracted_is_what_umoci_unpacks(image: Layers, rig: Rig, tmp_path: Path) -> None:
     index(rig.name)
     good(user("extract", rig.name, "--to", tmp_path / "out"))
-    found, wanted = merged(tmp_path / "out"), merged(unpacked(image, tmp_path))
+    found, wanted = merged(tmp_path / "out"), merged(unpacked(image.layout, tmp_path))
     del found["."], wanted["."]  # extract leaves the directory that it is given as it is
     assert found == wanted
 

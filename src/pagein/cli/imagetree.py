@@ -21,6 +21,7 @@ from pagein.images.platforms import host_platform, parse_platform
 from pagein.images.pull import Pull, Pulled, watched
 from pagein.images.store import Store
 from pagein.library.files import default_cache
+from pagein.origins.base import Origin, OriginError
 
 if TYPE_CHECKING:
     from pagein.erofs.merged import MergedImage
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT = 30.0
 _SHOW = 0.5
+_PAUSE = 0.2
 
 
 class Here:
@@ -82,7 +84,21 @@ class Here:
     def _read(self, blob: LayerBlob) -> Read:
         origin = self._runner.run(blob.open(self.store, self.connections))
         self._stack.callback(lambda: self._runner.run(origin.close()))
-        return lambda offset, length: self._runner.run(origin.read(offset, length))
+        return lambda offset, length: self._runner.run(_read_patiently(origin, offset, length))
+
+
+async def _read_patiently(origin: Origin, offset: int, length: int) -> bytes:
+    """`origin.read`, as often as it may still work and begins within the timeout."""
+    give_up = asyncio.get_running_loop().time() + _TIMEOUT
+    pause = _PAUSE
+    while True:
+        try:
+            return await origin.read(offset, length)
+        except OriginError as problem:
+            if not problem.retry or asyncio.get_running_loop().time() + pause > give_up:
+                raise
+        await asyncio.sleep(pause)
+        pause *= 2
 
 
 @contextmanager

@@ -40,13 +40,12 @@ class BlobOrigin(HttpOrigin):
             cause = f"blob {descriptor.digest} is empty: nothing to serve"
             raise OriginError.of(client.source, cause, errno=errno.EINVAL)
         url = client.repository.url(f"blobs/{descriptor.digest}")
-        super().__init__(Identity(source=url, size=descriptor.size), client.session, client.timeout)
+        name = f"{client.source}: blob {descriptor.digest}"
+        identity = Identity(source=url, size=descriptor.size)
+        super().__init__(identity, client.session, client.timeout, name=name)
         self._client = client
         self._digest = descriptor.digest
         self._link: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self._client.source}: blob {self._digest}"
 
     @asynccontextmanager
     async def _ask(self, offset: int, length: int) -> AsyncIterator[aiohttp.ClientResponse]:

@@ -201,6 +201,8 @@ class Exchange:
             number, cause = errno.EACCES, self._denied(cause)
         elif status in (404, 410):
             number, cause = errno.ENOENT, f"{cause}: the registry does not have it"
+        elif status in _PASSING:
+            number, cause = errno.EIO, f"{cause}: the server cannot answer now, try again later"
         else:
             number = errno.EIO
         what = self._wanted.what

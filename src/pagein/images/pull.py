@@ -53,8 +53,8 @@ MAX_INDEX = 256 << 20
 """Bytes of an index; that of a layer of 25 GB has as many at 1 %."""
 
 _AT_ONCE = 4
-_PIECE = 1 << 20
-_ATTEMPTS = 5  # in a row without a byte
+_ATTEMPTS = 5  # in a row that brought less than _ENOUGH
+_ENOUGH = 256 << 10  # bytes: else a server that gives a few at a time is asked for hours
 _PAUSE = 0.5
 # With these the registry is out of reach for us: what is known of the image has to do.
 _UNREACHABLE = {errno.EACCES, errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EHOSTUNREACH}
@@ -278,7 +278,7 @@ class Pull:
                             progress.done += len(piece)
                             yield piece
                 except OriginError as problem:
-                    failures = 1 if progress.done > before else failures + 1
+                    failures = 1 if progress.done - before >= _ENOUGH else failures + 1
                     if not problem.retry or failures == _ATTEMPTS:
                         raise
                     await asyncio.sleep(_PAUSE * failures)

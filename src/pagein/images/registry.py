@@ -159,6 +159,9 @@ class RegistrySource(ImageSource):
         """The index under the referrers tag of `digest`; an empty one if there is none."""
         wanted = self._repository.manifest(referrers_tag(digest), optional=True)
         answer = await self._client.fetch(wanted, MAX_MANIFEST)
+        told = answer.headers.get("docker-content-digest", "")
+        if answer.status == 200 and is_digest(told):
+            check_digest(str(self), answer.body, told)  # what was cut off would list nothing
         # GitLab takes the tag for the digest that it is made of, and answers with the subject.
         itself = digest_of(answer.body, digest.partition(":")[0]) == digest
         return answer.body if answer.status == 200 and not itself else NO_ENTRIES

@@ -32,7 +32,7 @@ READ_BUFFER = 1 << 20
 _MAX_CONNECTIONS = 64
 _MAX_REDIRECTS = 10
 _CONTENT_RANGE = re.compile(r"bytes +(\d+)-(\d+)/(\d+|\*)", re.ASCII | re.IGNORECASE)
-_NO_RANGES = "does not answer ranged requests: serve it from a web server that supports Range"
+_NO_RANGES = "does not answer ranged requests: it has to be on a server that supports Range"
 _CHANGED = "content changed since it was first read: mount or open it again"
 _BROKE_OFF = "the connection was lost before the end of the body"
 
@@ -66,23 +66,29 @@ class HttpOrigin(Origin):
     """The URL of `identity`; no wait for connection, headers or next bytes exceeds `timeout` s.
 
     `session` stays its owner's; with None the origin makes one at its first request and closes it.
+    `name` is what errors call it, the URL if there is none.
     """
 
     changed: ClassVar[str] = _CHANGED
     """What errors say of other content than that of the identity."""
 
     def __init__(
-        self, identity: Identity, session: aiohttp.ClientSession | None, timeout: float
+        self,
+        identity: Identity,
+        session: aiohttp.ClientSession | None,
+        timeout: float,
+        *,
+        name: str | None = None,
     ) -> None:
         self._identity = identity
-        self._target = Target(identity.source)
+        self._target = Target(identity.source, name)
         self._session = session
         self._own_session = session is None
         self._closed = False
         self._timeout = timeout
 
     def __str__(self) -> str:
-        return redact(self._identity.source)
+        return redact(self._target.source)
 
     async def size(self) -> int:
         """The size in bytes, as the identity has it."""
@@ -97,7 +103,7 @@ class HttpOrigin(Origin):
         except OriginError:
             raise
         except TimeoutError as exc:
-            raise _timed_out(self._identity.source, self._timeout) from exc
+            raise _timed_out(self._target.source, self._timeout) from exc
 
     async def stream(self, offset: int, length: int) -> AsyncGenerator[bytes, None]:
         """The bytes as they arrive; nothing before the headers were checked, never too many.
@@ -105,7 +111,7 @@ class HttpOrigin(Origin):
         The deadline is for each wait; how long all of it may take is the caller's to say. After
         an OriginError in the middle, what was yielded before is right and the rest is missing.
         """
-        check_range(self._identity.source, offset, length, self._identity.size)
+        check_range(self._target.source, offset, length, self._identity.size)
         if length == 0:
             return
         async with self._ask(offset, length) as response:
@@ -321,7 +327,12 @@ async def send(
             max_redirects=max(redirects, 1),
             read_bufsize=READ_BUFFER,
         ) as response:
-            yield response
+            try:
+                yield response
+            except Exception:
+                # What still comes after an answer that was wrong is not the next one's.
+                response.close()
+                raise
     except OriginError:
         raise
     except TimeoutError:
@@ -354,7 +365,8 @@ def _translate(source: str, exc: Exception) -> OriginError:
         case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError() | ValueError():
             cause, number, retry = "is, or redirects to, no valid URL", errno.EINVAL, False
         case aiohttp.ClientResponseError():
-            cause, number, retry = "the answer is not proper HTTP", errno.EPROTO, False
+            # Perhaps what was left on the connection of the answer before.
+            cause, number, retry = "the answer is not proper HTTP", errno.EPROTO, True
         case aiohttp.ClientPayloadError():
             cause, number, retry = _BROKE_OFF, errno.EIO, True
         case _:
