@@ -37,13 +37,15 @@ _LOG_LINES = 40
 
 # Run by root in a new mount namespace: HOLD COVER... -- PATH... -- COMMAND...
 # Each COVER becomes an empty directory that everybody may enter, each PATH is put back below it.
-# First of all the mounts that tests make are let go of: what is unmounted outside has to end.
+# First of all the mounts that tests make are let go of, stacks of layers too: what is unmounted
+# outside has to end.
 _ENTER = r"""
 mapfile -t mounts </proc/self/mountinfo
 for mount in "${mounts[@]}"; do
     read -r _ _ _ _ at _ <<<"$mount"
     case ${mount##* - } in
-        erofs\ * | fuse.pagein\ * | *\ /dev/loop*) umount -l "$(printf %b "$at")" 2>/dev/null ;;
+        overlay\ *layers/* | erofs\ * | fuse.pagein\ * | *\ /dev/loop*)
+            umount -l "$(printf %b "$at")" 2>/dev/null ;;
     esac
 done
 set -e
