@@ -74,7 +74,8 @@ class Catalogue:
                     text = f"a catalogue of version {version}: this pagein knows {_VERSION}"
                     raise OSError(errno.EPROTO, text, self._path)
                 if version == 0:
-                    connection.executescript(f"{_SCHEMA}PRAGMA user_version = {_VERSION};")
+                    script = f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version = {_VERSION};COMMIT;"
+                    connection.executescript(script)
                 with connection:
                     yield connection
             finally:
