@@ -31,6 +31,6 @@ def read_beside() -> Iterator[None]:
     try:
         yield
     finally:
-        ssl.SSLContext.set_default_verify_paths = read  # type: ignore[method-assign,assignment]
+        ssl.SSLContext.set_default_verify_paths = read  # type: ignore[method-assign]
         for thread in threads:
             thread.join()

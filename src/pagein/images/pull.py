@@ -32,7 +32,7 @@ from pagein.images.manifest import (
     parse_config,
     parse_manifest,
 )
-from pagein.images.parallel import each
+from pagein.images.parallel import both, each
 from pagein.images.platforms import Platform
 from pagein.images.reference import parse_reference
 from pagein.images.source import Image, check_platform, load_image, open_source
@@ -128,8 +128,10 @@ class Pull:
         for at in self.progress:
             at.state = "here"
         blobs = dict(zip(once, found, strict=True))
-        await asyncio.to_thread(self._keep, image, layers)
-        wanted = await asyncio.to_thread(self._restyled, [blobs[of.digest] for of in layers])
+        _, wanted = await both(
+            asyncio.to_thread(self._keep, image, layers),
+            asyncio.to_thread(self._restyled, [blobs[of.digest] for of in layers]),
+        )
         return Pulled(self.name, image.descriptor, image.config_bytes, wanted, note)
 
     async def push(self, pulled: Pulled) -> str:
