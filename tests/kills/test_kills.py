@@ -146,7 +146,7 @@ def mapped_round(directory: Path, image: Image, kind: str, times: int) -> None:
         os.close(write)
         try:
             with os.fdopen(read) as ready:
-                assert ready.readline() == "ok\n", pagein.log()
+                assert ready.read() == "listening\nok\n", pagein.log()
             paths = [str(path).strip("/") for path in (image.meta, image.blob)]
             keys = [f"key:mapped/{path.replace('/', '|')}" for path in paths]
             kill_under_readers(pagein, image, keys, MAPPED, times)

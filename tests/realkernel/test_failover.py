@@ -112,7 +112,7 @@ def test_killed_in_each_state(
     os.close(write)
     try:
         with os.fdopen(read) as ready:
-            assert ready.readline() == "ok\n", place.log()
+            assert ready.read() == "listening\nok\n", place.log()
         place.mount(*serve(server, single=small.single))
         assert sums(place.target) == sums(small.tree)
         place.umount()
