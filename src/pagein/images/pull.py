@@ -109,6 +109,8 @@ class Pull:
         self._reference = parse_reference(name)
         self._platform = platform
         self._few = asyncio.Semaphore(_AT_ONCE)
+        self._fetched: list[IndexOf] = []
+        """Indexes that came from the registry: remembered together, with the image."""
         self.name = str(self._reference)
         self.progress: list[Progress] = []
 
@@ -191,6 +193,8 @@ class Pull:
     def _keep(self, image: Image, layers: list[Layer]) -> None:
         """Remember the image, now that it can be mounted from here."""
         of = image.descriptor
+        if self._fetched:
+            self._catalogue.add_indexes(*self._fetched)
         self._store.keep("documents", image.manifest_bytes, of.digest)
         self._store.keep("documents", image.config_bytes, image.manifest.config.digest)
         self._catalogue.add(self.name, str(self._platform), of.digest, of.media_type, layers)
@@ -205,7 +209,10 @@ class Pull:
             if found is None or found.diff_id != layer.diff_id:
                 async with self._few:
                     found = await self._get_index(layer, index, progress)
-                await asyncio.to_thread(self._catalogue.add_index, found)
+                if progress.pulled:  # it took long: not again when another layer fails
+                    await asyncio.to_thread(self._catalogue.add_indexes, found)
+                else:
+                    self._fetched.append(found)
             blobs = await asyncio.to_thread(self._blobs, layer, found)
         except LayerError as problem:
             raise OriginError.of(self.name, f"layer {layer.digest}: {problem}") from None
