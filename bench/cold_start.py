@@ -24,6 +24,7 @@ from common import MB, Spread, console, ratios, rounds, save, table, workspace
 
 FULL, PLAIN, INDEXED, TRACED = "full pull", "no index", "index", "index + trace"
 RESIDENT, KEPT = "pulled before", "run before"
+RUNNING = "index, pagein runs"
 LINKS = {
     "0/unlimited": (0.0, 0.0),
     "20 ms/200 Mbit": (20.0, 200.0),
@@ -35,7 +36,7 @@ WORKLOADS = {
 }
 REPOSITORIES = {work: f"traced-{number}" for number, work in enumerate(WORKLOADS)}
 """Each workload has an image of its own: an image has one trace."""
-_PROGRAMS = ("containerd", "ctr", "runc", "skopeo", "docker-registry", "pigz")
+_PROGRAMS = ("containerd", "ctr", "runc", "skopeo", "docker-registry", "pigz", "mkfs.erofs")
 
 
 class Contest:
@@ -77,13 +78,18 @@ class Contest:
         return begun.seconds
 
     def indexed(self) -> float:
-        """`pagein run` of an image whose index is in the registry; then once more."""
+        """`pagein run` of an image whose index is in the registry; then once more.
+
+        And then with nothing of it, but pagein's processes running, as containerd does all along.
+        """
         name = f"{self._image}/indexed:{TAG}"
         with pagein(self._directory / "pagein") as client:
             begun = timed(self._link, client.first_output(name, self._command))
             self._note(INDEXED, begun)
             client.ended()
             self._note(KEPT, timed(self._link, client.first_output(name, self._command)))
+        with pagein(self._directory / "pagein") as client, client.held():
+            self._note(RUNNING, timed(self._link, client.first_output(name, self._command)))
         return begun.seconds
 
     def traced(self) -> float:

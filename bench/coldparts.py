@@ -181,6 +181,18 @@ class Pagein:
         """Run a container; yields at its first output, then goes on to its end."""
         return first_output([*self._command, "run", f"docker://{name}", "--", *command])
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Something else is mounted, so pagein's processes run."""
+        image, target = self._directory / "other.erofs", self._directory / "other"
+        target.mkdir()
+        checked(["mkfs.erofs", "--quiet", image, target])
+        checked([*self._command, "mount", image, target])
+        try:
+            yield
+        finally:
+            checked([*self._command, "umount", target])
+
     def index(self, name: str, trace: Path | None = None) -> None:
         """Index an image, and push that to its registry, with a trace if there is one."""
         more = ["--trace", str(trace)] if trace is not None else []

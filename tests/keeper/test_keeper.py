@@ -1,6 +1,7 @@
 """The keeper: what happens when it dies, gives up, or cannot replace a half."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import random
@@ -16,7 +17,10 @@ from tests.e2e.harness import Pagein, mkfs, pagein_in, wait_for
 from tests.ending import killed
 
 from pagein.keeper import half as halves
+from pagein.keeper.__main__ import arguments
 from pagein.keeper.half import GivenUp, Half
+from pagein.keeper.held import Runtime
+from pagein.keeper.keeper import AnyKeeper
 from pagein.testing.webserver import WebServer, serve_in_thread
 
 CONTENT = random.Random(5).randbytes(4 << 20)
@@ -157,6 +161,76 @@ def test_stopping_ends_a_half_that_does_not_listen(monkeypatch: pytest.MonkeyPat
         return one.process.returncode
 
     assert asyncio.run(main()) == -signal.SIGKILL
+
+
+def test_what_is_handed_over_comes_to_each_successor(tmp_path: Path) -> None:
+    seen = tmp_path / "seen"
+    program = f"""import os, socket, sys
+line = socket.socket(fileno=int(sys.argv[-1]))
+_, fds, _, _ = socket.recv_fds(line, 1, 1)
+with open({str(seen)!r}, "a") as file: file.write(os.read(fds[0], 1).decode())
+line.send(b"r")
+line.close()
+os._exit(0 if os.path.getsize({str(seen)!r}) == 3 else 9)"""
+
+    async def main() -> None:
+        one = half(program)
+        one.spawn()
+        read, write = os.pipe2(os.O_CLOEXEC)
+        os.write(write, b"abc")
+        try:
+            one.hand([read])
+            await one.start()
+            await one.watch()
+        finally:
+            os.close(read)
+            os.close(write)
+
+    asyncio.run(main())
+    assert seen.read_text() == "abc"
+
+
+class FakeHeld(Runtime):
+    """Holds a directory without a lock, which would be held as long as this process lives."""
+
+    def _take_lock(self) -> None:
+        pass
+
+    def hold(self) -> None:
+        assert (Path(self.state_dir) / "control.sock").exists()
+
+
+class FakeKeeper(AnyKeeper):
+    """Its kernel half waits until the user half runs, and the other way round."""
+
+    def kernel_half(self) -> Half:
+        return half(self._met("kernel", "user") + READY)
+
+    def user_half(self) -> Half:
+        receive = (
+            "import socket; line = socket.socket(fileno=os.dup(int(sys.argv[-1]))); line.recv(1);"
+        )
+        return half(self._met("user", "kernel") + receive + READY + "import time; time.sleep(60)")
+
+    async def device(self) -> list[int]:
+        return [0]
+
+    def _met(self, mine: str, other: str) -> str:
+        mark, wanted = (os.path.join(self.held.state_dir, name) for name in (mine, other))
+        return (
+            f"import os, sys, time; open({mark!r}, 'w').close()\n"
+            f"while not os.path.exists({wanted!r}): time.sleep(0.01)\n"
+        )
+
+
+def test_both_halves_run_before_either_is_ready(tmp_path: Path) -> None:
+    read, write = os.pipe2(os.O_CLOEXEC)
+    words = ["--state-dir", str(tmp_path), "--cache", "unused", "--ready-fd", str(write)]
+    options = arguments(words)
+    keeper = FakeKeeper(options, FakeHeld(str(tmp_path), daemon_control=True))
+    with contextlib.closing(keeper.held), open(read, "rb") as said:
+        asyncio.run(keeper.run())
+        assert said.read().split() == [b"listening", b"ok"]
 
 
 @pytest.mark.root

@@ -180,6 +180,7 @@ def test_a_fuse_server_that_does_not_answer_is_a_deadline(
         server.order("go")
         if server.count("open"):
             server.wait_for("release")
+        await helper_reaped()
 
     asyncio.run(main())
     assert syscalls.mount_at(str(target)) is None

@@ -1,5 +1,6 @@
 """Images as a user meets them: pushed by skopeo, mounted, listed, run."""
 
+import json
 import os
 import signal
 import subprocess
@@ -74,6 +75,24 @@ def test_a_cold_mount_takes_few_requests_and_a_listing_none(
         assert (pagein.target / "srv/big").read_bytes() == BIG
         assert link.ask("counters")["requests"] > 0
         pagein.umount()
+
+
+def test_a_known_image_takes_one_request_and_by_its_digest_none(
+    image: Layers, rig: Rig, pagein: Pagein, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index(rig.name)
+    (entry,) = json.loads((image.layout / "index.json").read_text())["manifests"]
+    second = pagein.dir("second")
+    with link_to(rig.host) as link:
+        host = f"127.0.0.1:{link.port}"
+        log_in(rig.directory / "docker", host, monkeypatch)
+        for name, wanted in ((f"{host}/app:v1", 1), (f"{host}/app@{entry['digest']}", 0)):
+            good(pagein.run("mount", f"docker://{name}", pagein.target))
+            link.ask("reset")
+            good(pagein.run("mount", f"docker://{name}", second))
+            assert link.ask("counters")["requests"] == wanted
+            pagein.umount(second)
+            pagein.umount()
 
 
 def test_what_is_complete_needs_neither_registry_nor_credentials(

@@ -2,10 +2,11 @@
 
 import gc
 
+from pagein.daemon.certificates import read_beside
+
 gc.disable()  # importing makes no garbage, and the collector looks for it all the time
-
-from pagein.daemon.process import main  # noqa: E402
-
+with read_beside():
+    from pagein.daemon.process import main
 gc.freeze()
 gc.enable()
 

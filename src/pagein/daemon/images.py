@@ -125,7 +125,7 @@ class Images:
             return {"done": False, "progress": progress}
         self._jobs.pop(wanted, None)
         pulled = job.task.result()
-        layers = [await self._layer(blobs) for blobs in pulled.layers]
+        layers = await asyncio.gather(*(self._layer(blobs) for blobs in pulled.layers))
         return {
             "done": True,
             "progress": progress,
@@ -172,11 +172,13 @@ class Images:
 
     async def _layer(self, blobs: tuple[LayerBlob, ...]) -> dict[str, Any]:
         """Write down what its keys stand for, before anybody uses them."""
-        loop = asyncio.get_running_loop()
-        told: list[dict[str, Any]] = []
-        for blob in blobs:
-            key = await loop.run_in_executor(None, self._records.keep, blob)
-            told.append({"cookie": key.decode(), "size": blob.size, "label": blob.label})
+        keys = await asyncio.gather(
+            *(asyncio.to_thread(self._records.keep, blob) for blob in blobs)
+        )
+        told: list[dict[str, Any]] = [
+            {"cookie": key.decode(), "size": blob.size, "label": blob.label}
+            for key, blob in zip(keys, blobs, strict=True)
+        ]
         # Not the layer's digest alone: with another index, or over others, it is another mount.
         return {"name": f"{blobs[0].layer} {told[0]['cookie'][:16]}", "blobs": told}
 

@@ -74,7 +74,8 @@ class Catalogue:
                     text = f"a catalogue of version {version}: this pagein knows {_VERSION}"
                     raise OSError(errno.EPROTO, text, self._path)
                 if version == 0:
-                    connection.executescript(f"{_SCHEMA}PRAGMA user_version = {_VERSION};")
+                    script = f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version = {_VERSION};COMMIT;"
+                    connection.executescript(script)
                 with connection:
                     yield connection
             finally:
@@ -102,11 +103,11 @@ class Catalogue:
             ).fetchone()
         return (found[0], found[1]) if found else None
 
-    def add_index(self, index: IndexOf) -> None:
-        """That index is the one of its layer from now on."""
-        row = (index.layer, index.diff_id, index.digest, index.root, index.size)
+    def add_indexes(self, *indexes: IndexOf) -> None:
+        """Each of them is the index of its layer from now on."""
+        rows = [(of.layer, of.diff_id, of.digest, of.root, of.size) for of in indexes]
         with self._open() as db:
-            db.execute("INSERT OR REPLACE INTO indexes VALUES (?, ?, ?, ?, ?)", row)
+            db.executemany("INSERT OR REPLACE INTO indexes VALUES (?, ?, ?, ?, ?)", rows)
 
     def index_of(self, layer: str) -> IndexOf | None:
         """The index of the layer of that digest."""

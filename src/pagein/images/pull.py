@@ -115,6 +115,8 @@ class Pull:
         self._platform = platform
         self._few = asyncio.Semaphore(_AT_ONCE)
         self._new: set[str] = set()
+        self._fetched: list[IndexOf] = []
+        """Indexes that came from the registry: remembered together, with the image."""
         self.name = str(self._reference)
         self.progress: list[Progress] = []
 
@@ -137,8 +139,10 @@ class Pull:
         for at in self.progress:
             at.state = "here"
         blobs = dict(zip(once, found, strict=True))
-        await asyncio.to_thread(self._keep, image, layers)
-        wanted = await asyncio.to_thread(self._restyled, [blobs[of.digest] for of in layers])
+        _, wanted = await both(
+            asyncio.to_thread(self._keep, image, layers),
+            asyncio.to_thread(self._restyled, [blobs[of.digest] for of in layers]),
+        )
         new = frozenset(self._new)
         return Pulled(self.name, image.descriptor, image.config_bytes, wanted, note, new, trace)
 
@@ -204,6 +208,8 @@ class Pull:
     def _keep(self, image: Image, layers: list[Layer]) -> None:
         """Remember the image, now that it can be mounted from here."""
         of = image.descriptor
+        if self._fetched:
+            self._catalogue.add_indexes(*self._fetched)
         self._store.keep("documents", image.manifest_bytes, of.digest)
         self._store.keep("documents", image.config_bytes, image.manifest.config.digest)
         self._catalogue.add(self.name, str(self._platform), of.digest, of.media_type, layers)
@@ -219,7 +225,10 @@ class Pull:
                 self._new.add(layer.digest)
                 async with self._few:
                     found = await self._get_index(layer, index, progress)
-                await asyncio.to_thread(self._catalogue.add_index, found)
+                if progress.pulled:  # it took long: not again when another layer fails
+                    await asyncio.to_thread(self._catalogue.add_indexes, found)
+                else:
+                    self._fetched.append(found)
             blobs = await asyncio.to_thread(self._blobs, layer, found)
         except LayerError as problem:
             raise OriginError.of(self.name, f"layer {layer.digest}: {problem}") from None

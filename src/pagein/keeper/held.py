@@ -12,9 +12,7 @@ import os
 import shutil
 
 from pagein.control import listen
-from pagein.fuse.handshake import handshake
 from pagein.keeper.half import START_TIMEOUT
-from pagein.mounts.syscalls import mount_fuse, mounts, umount
 
 _MNT_DETACH = 2
 
@@ -81,6 +79,10 @@ class Held(Runtime):
 
     def _fuse(self, name: str) -> int:
         """Mount a FUSE directory and do its INIT, so that halves come and go without one."""
+        # Not before the user half is on its way.
+        from pagein.fuse.handshake import handshake
+        from pagein.mounts.syscalls import mount_fuse, mounts, umount
+
         target = os.path.join(os.path.realpath(self.state_dir), name)
         for entry in mounts():
             if entry.target == target:  # of a keeper that was killed: its connection is dead
@@ -106,6 +108,8 @@ def _remove(path: str) -> None:
 
 def _umount_dead(target: str) -> None:
     """Unmount a FUSE directory whose server is gone; detach it if a mount still stands on it."""
+    from pagein.mounts.syscalls import umount
+
     try:
         umount(target)
     except OSError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -111,7 +112,8 @@ class Process:
         os.write(self.options.ready_fd, b"r")
         os.close(self.options.ready_fd)
         try:
-            helpers.start()  # the first mount is not far
+            with contextlib.suppress(OSError):  # who asks it will try again
+                helpers.start()
             await self.life.wait()
         finally:
             watch.close()

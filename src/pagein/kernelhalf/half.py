@@ -300,15 +300,22 @@ class KernelHalf:
     async def gone(self, exports: list[Export]) -> None:
         """Wait for the last close of files that only this mount had open, and for their CLOSE.
 
-        The close comes at once, or not for long: somebody's copy of the mount namespace has the
-        mount still. The CLOSE takes a daemon, which may be slow or just being replaced.
+        The CLOSE takes a daemon, which may be slow or just being replaced.
+        """
+        await self.closed(exports)
+        give_up = asyncio.get_running_loop().time() + self.settings.timeout
+        while self._tasks and (left := give_up - asyncio.get_running_loop().time()) > 0:
+            await asyncio.wait(set(self._tasks), timeout=left)  # of which one may begin others
+
+    async def closed(self, exports: list[Export]) -> None:
+        """Wait for the last close of files that only one mount had open.
+
+        It comes at once, or not for long: somebody's copy of the mount namespace has the mount.
         """
         for _ in range(100):
             if not any(e.node in self.blobfs.exports and not e.holds for e in exports):
                 break
             await asyncio.sleep(0.02)
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self.settings.timeout)
 
     def refresh(self) -> None:
         """Forget mounts that somebody else has unmounted."""

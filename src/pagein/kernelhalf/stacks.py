@@ -155,7 +155,8 @@ class Stacks:
                 self.half.spawn(self._gone(stack))
 
     async def _gone(self, stack: Stack) -> None:
-        await self._forget(stack)
+        # The watch of the mount table may be faster than who unmounts it here, and waits for us.
+        await self.half.closed(await self._forget(stack))
 
     async def _forget(self, stack: Stack) -> list[Export]:
         """Take a stack out of the table and let go of its layers, once."""

@@ -49,6 +49,11 @@ class Helpers:
         self._forget: Callable[[], None] = lambda: None
         self._line: socket.socket | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """The helper's, if there is one."""
+        return self._process.pid if self._process is not None else None
+
     def start(self) -> None:
         """Have one, unless there is. Raises OSError."""
         if self._process is not None:
