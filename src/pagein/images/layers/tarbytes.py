@@ -137,8 +137,7 @@ class TarBytes:
         while number <= last and ahead < REQUEST and not self._large(number):
             if self._lacks(number):
                 return number
-            span = self._spans[number]
-            ahead += span.end - span.at
+            ahead += self._spans[number].length  # received or not: it is memory
             number += 1
         return None
 
