@@ -99,9 +99,12 @@ class TarBytes:
                     yield part
             return
         span = await self._provide(number, max(end, until))
-        async with aclosing(span.parts(start, end)) as decoded:
-            async for piece in decoded:
-                yield piece
+        try:
+            async with aclosing(span.parts(start, end)) as decoded:
+                async for piece in decoded:
+                    yield piece
+        finally:
+            self._kept.shrink()
 
     # ---- spans
 
