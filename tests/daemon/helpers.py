@@ -129,9 +129,17 @@ class FakeOrigin(Origin):
     running: list[tuple[int, int]] = field(default_factory=list)
     gate: asyncio.Event | None = None
     closed: bool = False
+    unit: int = 1  # bytes that come together
 
     async def size(self) -> int:
         return len(self.data)
+
+    async def around(self, start: int, end: int) -> tuple[int, int]:
+        if self.unit == 1:
+            return start, end
+        await asyncio.sleep(0)
+        last = -(-len(self.data) // PAGE_SIZE) * PAGE_SIZE
+        return start // self.unit * self.unit, min(-(-end // self.unit) * self.unit, last)
 
     async def read(self, offset: int, length: int) -> bytes:
         return b"".join([bytes(piece) async for piece in self.stream(offset, length)])

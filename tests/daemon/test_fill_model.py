@@ -43,6 +43,7 @@ class Step:
     after: float
     patience: float | None
     ahead: bool  # a prefetch instead, for which nobody waits
+    watched: bool  # but for its end
 
 
 GETS = st.one_of(
@@ -66,6 +67,7 @@ STEPS = st.lists(
         after=st.one_of(st.just(0.0), st.floats(0, 3.0)),
         patience=st.one_of(st.none(), st.floats(0, 2.0)),
         ahead=st.integers(0, 4).map(lambda n: n == 0),
+        watched=st.booleans(),
     ),
     min_size=1,
     max_size=25,
@@ -79,6 +81,7 @@ STEPS = st.lists(
     write_errors=st.sets(st.integers(0, 20), max_size=3),
     write_delay=st.sampled_from([0.0, 0.01, 1.0]),
     buffers=st.integers(2, 8),
+    unit=st.sampled_from([1, 100 * KIB, 512 * KIB]),
     close_after=st.one_of(st.none(), st.floats(0, 20)),
 )
 def test_whatever_happens_the_bytes_are_right_and_nobody_waits_for_ever(
@@ -87,6 +90,7 @@ def test_whatever_happens_the_bytes_are_right_and_nobody_waits_for_ever(
     write_errors: set[int],
     write_delay: float,
     buffers: int,
+    unit: int,
     close_after: float | None,
 ) -> None:
     plan, writes = iter(gets), iter(range(1 << 30))
@@ -95,7 +99,7 @@ def test_whatever_happens_the_bytes_are_right_and_nobody_waits_for_ever(
         return OSError(105, "no space") if next(writes) in write_errors else None
 
     async def main() -> None:
-        origin = FakeOrigin(DATA, lambda *_: next(plan, Get(piece=10_000)))
+        origin = FakeOrigin(DATA, lambda *_: next(plan, Get(piece=10_000)), unit=unit)
         cache = Cache(SIZE, delay=write_delay, behave=fail)
         # Small buffers make every case of "the buffer is full" happen within a small blob.
         budget = Budget(buffers * 64 * KIB, buffer_size=64 * KIB, ahead=1)
@@ -103,7 +107,10 @@ def test_whatever_happens_the_bytes_are_right_and_nobody_waits_for_ever(
         reads = []
         for step in steps:
             await asyncio.sleep(step.after)
-            if step.ahead:
+            if step.ahead and step.watched:
+                watching = _watch(fill, cache, step)
+                reads.append(asyncio.create_task(watching))
+            elif step.ahead:
                 fill.prefetch(step.off, step.length)
             else:
                 reads.append(asyncio.create_task(_one(fill, cache, step)))
@@ -134,6 +141,18 @@ async def _readable(fill: Fill) -> bool:
         await asyncio.sleep(1.0)
         return False
     return True
+
+
+async def _watch(fill: Fill, cache: Cache, step: Step) -> None:
+    try:
+        async with asyncio.timeout(step.patience):
+            here = await fill.prefetched(step.off, step.length)
+    except TimeoutError:
+        return
+    except OSError:  # closed
+        return
+    start, end = min(step.off, SIZE), min(step.off + step.length, SIZE)
+    assert not here or cache.held.covers(start, end)
 
 
 async def _one(fill: Fill, cache: Cache, step: Step) -> None:

@@ -89,6 +89,27 @@ def test_a_prefetch_stands_still_while_somebody_waits_for_something_else() -> No
     run(main())
 
 
+def test_what_comes_along_with_a_read_does_not_wait_for_others() -> None:
+    async def main() -> None:
+        origin = FakeOrigin(content(MIB), lambda *_: Get(piece=64 * KIB, delay=0.1), unit=512 * KIB)
+        slow = FakeOrigin(content(MIB), lambda *_: Get(delay=10.0))
+        budget, cache = Budget(), Cache(MIB)
+        fill = make_fill(origin, cache, budget=budget)
+        other = make_fill(slow, Cache(MIB), budget=budget)
+        waiting = asyncio.create_task(other.read(0, 4096))
+        await fill.read(128 * KIB, 4096)
+        began = now()
+        assert await fill.prefetched(0, 512 * KIB)
+        assert now() - began < 5.0
+        assert not waiting.done()
+        await waiting
+        cache.check(origin.data)
+        await fill.close()
+        await other.close()
+
+    run(main())
+
+
 def test_a_link_bound_stream_asks_for_its_next_window_before_the_current_one_ends() -> None:
     overlapped: list[int] = []
 

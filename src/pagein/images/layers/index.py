@@ -137,8 +137,9 @@ class Index:
                     yield Piece(first, positions[at] + first - offset, last - first)
 
     def within(self, low: int, high: int, offset: int) -> tuple[int, int] | None:
-        """From where to where in the data blob the extents lie that are all in [low, high) of the
-        tar, or None if there are none; `offset` is in the blob, of one that has some of that.
+        """From where to where in the data blob that lies which it has of [low, high) of the tar.
+
+        None for nothing; `offset` is in the blob, of something of it.
         """
         section = self._sections[Kind.EXTENTS]
         number = max(0, section.find(offset))
@@ -147,13 +148,14 @@ class Index:
         found: tuple[int, int] | None = None
         while number < section.count:
             offsets, positions, lengths = self._extents(number)
-            first, last = bisect_left(positions, low), bisect_left(positions, high)
+            first, last = max(0, bisect_right(positions, low) - 1), bisect_left(positions, high)
             ended = last < len(positions)
-            if last > first and positions[last - 1] + lengths[last - 1] > high:
-                last -= 1
-            if last > first:
-                begin = offsets[first] if found is None else found[0]
-                found = begin, offsets[last - 1] + lengths[last - 1]
+            if first < last and positions[first] + lengths[first] <= low:
+                first += 1
+            if first < last:
+                begin = offsets[first] + max(0, low - positions[first])
+                stop = offsets[last - 1] + min(lengths[last - 1], high - positions[last - 1])
+                found = (begin if found is None else found[0]), stop
             if ended:
                 break
             number += 1

@@ -151,24 +151,26 @@ class LayerOrigin(Origin):
     async def _chunks(
         self, start: int, end: int, pieces: Sequence[Piece], until: int, run: Run
     ) -> AsyncGenerator[Part, None]:
-        data, chunk = bytearray(end - start), self._index.header.chunk
-        view, done, at = memoryview(data), start, 0
+        # Memory is taken when something has come: a thousand readers may wait for that.
+        data, chunk = bytearray(), self._index.header.chunk
+        done, at = start, 0
         if pieces:
             first, last = pieces[0].position, pieces[-1].position + pieces[-1].length
             async with aclosing(self._tar.parts(first, last, until, run)) as parts:
                 async for out, part in parts:
+                    data = data or bytearray(end - start)
                     at = _copy(out, memoryview(part), pieces, at, data, start)
                     ready = _ready(pieces, at, out + len(part), end) // chunk * chunk
                     if ready > done and at < len(pieces):
-                        yield await self._checked(view, start, done, ready)
+                        yield await self._checked(data, start, done, ready)
                         done = ready
         if at < len(pieces):
             raise LayerError("the layer ends before the tar that the index describes")
-        yield await self._checked(view, start, done, end)
+        yield await self._checked(data or bytearray(end - start), start, done, end)
 
-    async def _checked(self, view: memoryview, start: int, low: int, high: int) -> Part:
-        """[low, high) of the blob, once it was verified; `view` begins at `start`."""
-        part = view[low - start : high - start]
+    async def _checked(self, data: bytearray, start: int, low: int, high: int) -> Part:
+        """[low, high) of the blob, once it was verified; `data` begins at `start`."""
+        part = memoryview(data)[low - start : high - start]
         await asyncio.to_thread(self._verify, low, part)
         return low, part
 

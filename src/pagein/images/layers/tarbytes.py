@@ -99,9 +99,12 @@ class TarBytes:
                     yield part
             return
         span = await self._provide(number, max(end, until))
-        async with aclosing(span.parts(start, end)) as decoded:
-            async for piece in decoded:
-                yield piece
+        try:
+            async with aclosing(span.parts(start, end)) as decoded:
+                async for piece in decoded:
+                    yield piece
+        finally:
+            self._kept.shrink()
 
     # ---- spans
 
@@ -137,8 +140,7 @@ class TarBytes:
         while number <= last and ahead < REQUEST and not self._large(number):
             if self._lacks(number):
                 return number
-            span = self._spans[number]
-            ahead += span.end - span.at
+            ahead += self._spans[number].length  # received or not: it is memory
             number += 1
         return None
 
