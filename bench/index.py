@@ -39,7 +39,7 @@ from pagein.images.layers.format import Layer
 path, digest = sys.argv[1:]
 layer = Layer(digest, os.path.getsize(path), "application/vnd.oci.image.layer.v1.tar+gzip", "")
 with IndexBuilder(layer) as builder, open(path, "rb") as file, open(path + ".index", "w+b") as out:
-    while piece := file.read(1 << 18):
+    while piece := file.read(1 << 20):
         builder.feed(piece)
     builder.finish(out)
 """

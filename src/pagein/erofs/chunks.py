@@ -81,7 +81,7 @@ def whole(size: int, extents: Sequence[Extent], devices: Sequence[Device]) -> Ru
 
 def bits_of(blocks: int) -> int:
     """log2 of the blocks of a chunk that holds so many, if one can."""
-    return min(max(0, blocks - 1).bit_length(), CHUNK_BITS_MASK)
+    return min(_log2(blocks), CHUNK_BITS_MASK)
 
 
 def indexes(chunks: Chunks) -> Iterator[bytes]:

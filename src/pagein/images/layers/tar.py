@@ -119,21 +119,16 @@ class TarParser:
             parts.append(bytes(part))
         return b"".join(parts)
 
-    def _tell(self, entry: Entry, stored: int) -> _Steps:
-        """Tell of a member and its data."""
-        self._visitor.entry(entry)
-        if not stored:
-            return
-        # As data of a directory there are only lists of names (type D, and V7's "name/").
-        tell = not entry.is_dir
+    def _at_once(self, entry: Entry, length: int) -> bool:
+        """Go over data as `_pass` does, if all of it is in the view."""
         begin = self._at
-        padded = begin + stored + -stored % BLOCK
+        padded = begin + length + -length % BLOCK
         if padded > len(self._view):
-            yield from self._pass(stored, entry.path, tell=tell)
-            return
+            return False
         self._at = padded
-        if tell:
-            self._visitor.data(self._base + begin, self._view[begin : begin + stored])
+        if not entry.is_dir:
+            self._visitor.data(self._base + begin, self._view[begin : begin + length])
+        return True
 
     def _pass(self, length: int, name: bytes, *, tell: bool) -> _Steps:
         """Go over `length` bytes of data, and the padding to a whole block behind them."""
@@ -170,7 +165,9 @@ class TarParser:
             header = tarheader.parse(block, at)
             if header.kind in _SIMPLE and not self._global:  # nearly all
                 entry, stored = self._simple(header, at)
-                yield from self._tell(entry, stored)
+                self._visitor.entry(entry)
+                if stored and not self._at_once(entry, stored):
+                    yield from self._pass(stored, entry.path, tell=not entry.is_dir)
             else:
                 yield from self._member(header, block, at)
         self.ended = True
@@ -262,7 +259,10 @@ class TarParser:
             stored = yield from self._layout(entry, header, block, records, values, stored)
         elif stat.S_ISREG(entry.mode):
             self._whole(entry, stored)
-        yield from self._tell(entry, stored)
+        self._visitor.entry(entry)
+        # As data of a directory there are only lists of names (type D, and V7's "name/").
+        if stored:
+            yield from self._pass(stored, name, tell=not entry.is_dir)
 
     # ---- where the data lies
 

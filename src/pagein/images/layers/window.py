@@ -17,8 +17,10 @@ has copied whole. A few bytes too many are kept so, for half the time.
 
 from __future__ import annotations
 
+import functools
 import struct
 import zlib
+from array import array
 from collections.abc import Iterable
 
 from pagein.images.layers.deflate import ERRORS, decompressor
@@ -75,10 +77,10 @@ def sparse(window: bytes, bit: int, data: bytes, output: bytes) -> bytes:
             return bytes(count)
         kept = bytearray(count)
         kept[-2:] = window[-2:]
+        begins = _begins()
         for pair in _pairs(a[::_STRIDE] + a[-1:], b[::_STRIDE] + b[-1:]):
-            low = pair & 255
-            source = low - 1 + 255 * (((pair >> 8) - low - 1) % 255)
-            begin, end = max(0, source - 2), source + 3
+            begin = begins[pair]
+            end = begin + 5
             kept[begin:end] = window[begin:end]
         result = bytes(kept)
         return result if _decode(result, bit, data, len(output)) == output else window
@@ -100,6 +102,15 @@ def _pairs(a: bytes, b: bytes) -> Iterable[int]:
     pairs = bytearray(2 * len(a))
     pairs[::2], pairs[1::2] = a, b
     return set(struct.unpack(f"<{len(a)}H", pairs))
+
+
+@functools.cache
+def _begins() -> array[int]:
+    """By such a pair: where the five bytes begin that have the labelled one in their middle."""
+    begins = array("H", bytes(2 << 16))
+    for source in range(WINDOW):
+        begins[_LOW[source] | _HIGH[source] << 8] = max(0, source - 2)
+    return begins
 
 
 def _decode(window: bytes, bit: int, data: bytes, length: int) -> bytes:
