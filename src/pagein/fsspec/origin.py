@@ -14,8 +14,9 @@ from typing import Any, Final
 
 from pagein.origins import Identity, Origin, OriginError
 
-_PIECE: Final = 4 << 20
-"""Bytes of one request."""
+_PIECE: Final = 2 << 20
+"""Bytes of one request: nothing is seen of it before it is all there, and a slow link has to bring
+some in half a read's deadline."""
 _AHEAD: Final = 3
 """Requests of one stream under way at once."""
 _VOLATILE: Final = frozenset({"atime", "accessed", "last_accessed", "last_access_time", "time"})

@@ -22,8 +22,9 @@ TIMEOUT = 30.0
 _MARGIN = 15.0
 """Seconds past a deadline after which a half that says nothing is given up on."""
 _LARGE = 64 << 10
-"""Bytes: whoever reads more than that at once, and not where the last read ended, knows what is
-wanted, so nothing around it is fetched. Smaller reads and streams are for the daemon to guess."""
+"""Bytes: whoever reads more than that at once, and not where the last read ended, or to the end,
+knows what is wanted: nothing around it is fetched. About smaller reads and streams the daemon may
+guess."""
 _PIECE = 1 << 20
 """Bytes of one READ. A larger one could miss its deadline although all goes well, and one
 preadv(2) ends at 2 GiB."""
@@ -226,9 +227,9 @@ class BlobFile(io.RawIOBase):
         length = min(len(view), self.size - offset)
         if length <= 0:
             return 0
-        if length > _LARGE and offset != self._edge:
+        edge, self._edge = self._edge, offset + length
+        if length > _LARGE and (offset != edge or offset + length == self.size):
             self._blob.announce(offset, length)
-        self._edge = offset + length
         for piece, at in _pieces(view[:length], offset):
             cookie = self._blob.fetch(at, len(piece))
             self._blob.read_at(cookie, piece, at)
