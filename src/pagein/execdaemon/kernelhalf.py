@@ -64,6 +64,17 @@ class KernelHalf:
             raise OSError(errno.EIO, said or f"pagein could not start; see {self._path('log')}")
         return process.pid
 
+    def check(self) -> None:
+        """Raise OSError if it has ended, though its process may not be gone yet."""
+        try:
+            os.stat(self.device_directory)
+        except OSError:
+            raise self.ended() from None
+
+    def ended(self) -> OSError:
+        """What to say when it has."""
+        return OSError(errno.EIO, f"the kernel half has ended; see {self._path('log')}")
+
     def mount(self, question: dict[str, Any]) -> None:
         """Make a mount; waits for the daemon to bind its cache. Raises OSError."""
         ask(self._path("control.sock"), question, timeout=4 * self._timeout + 30)

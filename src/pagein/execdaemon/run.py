@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from pagein.control import message_of
 from pagein.execdaemon import seccomp, tree
@@ -173,30 +173,33 @@ class _Supervising:
             listener = seccomp.Listener(fds[0], machine)
             directory = self._half.device_directory
             answering = Supervisor(listener, directory, window, self._half.mount)
-            self._begin(answering.run, "_over")
+            self._begin(lambda: self._answer(answering))
             for options, target in self._job.mounts:
                 self._begin(partial(self._half.mount, options.question(target)))
         while code is None or not (self._over or not fds):
             ended = _wait(lambda number: self._forward(command, keeper, number))
             code = ended.get(command, code)
             if keeper in ended:
-                raise OSError(0, f"the kernel half has ended; see {self._job.state_dir}/log")
+                raise self._half.ended()
             if self._failure:
                 raise OSError(0, self._failure)
             if self._orphaned:
                 return FAILED
+        self._half.check()  # else that is why the command ended
         return code if code >= 0 else _SIGNALLED - code
 
-    def _begin(self, work: Callable[[], Any], note: str = "") -> None:
+    def _answer(self, supervisor: Supervisor) -> None:
+        supervisor.run()
+        self._over = True
+
+    def _begin(self, work: Callable[[], None]) -> None:
         """Do `work` in a thread; the main one hears of its end."""
 
         def do() -> None:
             try:
                 work()
-            except OSError as problem:
+            except Exception as problem:
                 self._failure = message_of(problem)
-            if note:
-                setattr(self, note, True)
             os.kill(os.getpid(), signal.SIGCHLD)
 
         threading.Thread(target=do, daemon=True).start()
@@ -211,7 +214,10 @@ class _Supervising:
         _tell([command] if command in left else left, number)
 
     def _exec(
-        self, sock: socket.socket, machine: seccomp.Architecture, filter_: Sequence[Any]
+        self,
+        sock: socket.socket,
+        machine: seccomp.Architecture,
+        filter_: Sequence[seccomp.Instruction],
     ) -> int:
         """In a child: become the command, under the filter."""
         command = list(self._job.command)

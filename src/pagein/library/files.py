@@ -14,13 +14,17 @@ from typing import Any
 
 from pagein.fscache import Cookie
 from pagein.library import runtime as runtimes
-from pagein.library.runtime import Runtime
+from pagein.library.runtime import Opener, Runtime
 from pagein.origins import Identity, redact
 
 TIMEOUT = 30.0
 """Seconds until a read that cannot be fetched fails, by default."""
 _MARGIN = 15.0
 """Seconds past a deadline after which a half that says nothing is given up on."""
+_LARGE = 64 << 10
+"""Bytes: whoever reads more than that at once, and not where the last read ended, or to the end,
+knows what is wanted: nothing around it is fetched. About smaller reads and streams the daemon may
+guess."""
 _PIECE = 1 << 20
 """Bytes of one READ. A larger one could miss its deadline although all goes well, and one
 preadv(2) ends at 2 GiB."""
@@ -59,10 +63,14 @@ class _Use:
 class _Blob:
     """A blob in use by this process, reopened after a fork. Safe for threads."""
 
-    def __init__(self, cache: str, timeout: float, identity: Identity) -> None:
+    def __init__(
+        self, cache: str, timeout: float, identity: Identity, opener: Opener | None = None
+    ) -> None:
+        """`opener` makes the origin, and pickles; None: the source says what it is."""
         self.cache = cache
         self.timeout = timeout
         self.identity = identity
+        self.opener = opener
         self._locks: dict[int, threading.Lock] = {}
         """One for each process of a line of forks: a fork may copy it locked."""
         self._use: _Use | None = None
@@ -95,7 +103,8 @@ class _Blob:
     def _acquire(self) -> _Use:
         runtime = runtimes.runtime_for(self.cache, self.timeout)
         try:
-            cookie = runtime.call(runtime.acquire(self.identity), self.timeout + _MARGIN)
+            work = runtime.acquire(self.identity, self.opener)
+            cookie = runtime.call(work, self.timeout + _MARGIN)
         except BaseException:
             runtime.release(None)
             raise
@@ -116,6 +125,12 @@ class _Blob:
             work = use.runtime.make_present(use.cookie, offset, length)
             use.known = use.runtime.call(work, 2 * self.timeout + _MARGIN)
         return use.cookie
+
+    def announce(self, offset: int, length: int) -> None:
+        """Have exactly this range fetched, in one go; the reads that want it follow."""
+        use = self.attach()
+        if not use.knows(offset, length):
+            use.runtime.announce(use.cookie, offset, length)
 
     async def afetch(self, offset: int, length: int) -> Cookie:
         """`fetch` for a running loop, whichever it is."""
@@ -153,6 +168,8 @@ class BlobFile(io.RawIOBase):
         super().__init__()
         self._blob = blob
         self._at = 0
+        self._edge = 0
+        """Where the last read ended, for whichever of several threads."""
 
     @property
     def name(self) -> str:
@@ -210,6 +227,9 @@ class BlobFile(io.RawIOBase):
         length = min(len(view), self.size - offset)
         if length <= 0:
             return 0
+        edge, self._edge = self._edge, offset + length
+        if length > _LARGE and (offset != edge or offset + length == self.size):
+            self._blob.announce(offset, length)
         for piece, at in _pieces(view[:length], offset):
             cookie = self._blob.fetch(at, len(piece))
             self._blob.read_at(cookie, piece, at)
@@ -227,16 +247,16 @@ class BlobFile(io.RawIOBase):
     def __reduce__(self) -> tuple[Any, ...]:
         self._check_open()
         blob = self._blob
-        return _reopen, (blob.identity.dump(), blob.cache, blob.timeout, self._at)
+        return _reopen, (blob.identity.dump(), blob.cache, blob.timeout, self._at, blob.opener)
 
     def __repr__(self) -> str:
         return f"<pagein.BlobFile {self.name!r} of {self.size} bytes>"
 
 
-def _reopen(identity: bytes, cache: str, timeout: float, at: int) -> BlobFile:
-    blob = _Blob(cache, timeout, Identity.load(identity))
-    blob.attach()
-    file = BlobFile(blob)
+def _reopen(
+    identity: bytes, cache: str, timeout: float, at: int, opener: Opener | None
+) -> BlobFile:
+    file = open_with(Identity.load(identity), opener, cache=cache, timeout=timeout)
     file.seek(at)
     return file
 
@@ -312,6 +332,18 @@ def open(source: str, *, cache: str | None = None, timeout: float = TIMEOUT) -> 
     and others for a cache directory that cannot be used.
     """
     blob = _identified(source, cache, timeout)
+    blob.attach()
+    return BlobFile(blob)
+
+
+def open_with(
+    identity: Identity, opener: Opener | None, *, cache: str | None, timeout: float
+) -> BlobFile:
+    """Open what `identity` stands for; `opener` makes its origin, in each process that asks one.
+
+    Raises OSError as `open`, and what the opener raises.
+    """
+    blob = _Blob(os.path.abspath(cache or default_cache()), timeout, identity, opener)
     blob.attach()
     return BlobFile(blob)
 

@@ -30,6 +30,9 @@ log = logging.getLogger("pagein.library")
 
 T = TypeVar("T")
 
+Opener = Callable[[Identity, float], Origin]
+"""Makes the origin of an identity, on the runtime's loop; given the deadline of a request."""
+
 VOLUME = b"erofs,pagein"
 _START_TIMEOUT = 30.0
 _CLOSE_TIMEOUT = 5.0
@@ -49,6 +52,8 @@ class Runtime:
         self.loop = asyncio.new_event_loop()
         self._ready: Future[None] = Future()
         self._stop = asyncio.Event()
+        self._openers: dict[bytes, list[tuple[Opener, Identity]]] = {}
+        """Of blobs that are being opened, by cookie key."""
         self._releases: set[asyncio.Task[None]] = set()
         self._session: Any = None
         self.device = CachefilesDevice(shared=True, copen_timeout=timeout)
@@ -125,7 +130,7 @@ class Runtime:
             self.device, timeout=self.timeout + 5, read_timeout=2 * self.timeout + 5
         )
         local = LocalDevice(self.device)
-        daemon = Daemon(
+        daemon = self._daemon = Daemon(
             local, self._origin, cache=self.cache, timeout=self.timeout, claims=self._claims
         )
         serving = self.loop.create_task(daemon.run())
@@ -166,6 +171,9 @@ class Runtime:
         return self._session
 
     async def _origin(self, volume: bytes, cookie: bytes) -> Origin:
+        if openers := self._openers.get(cookie):
+            opener, identity = openers[-1]
+            return opener(identity, self.timeout)
         identity = await self.loop.run_in_executor(None, self._records.find, cookie)
         session = self._session_for(identity.source)
         return open_origin(identity, timeout=self.timeout, session=session)
@@ -201,14 +209,22 @@ class Runtime:
         await self.loop.run_in_executor(None, self._records.keep, identity)
         return identity
 
-    async def acquire(self, identity: Identity) -> Cookie:
-        """The cookie of a blob. Raises OSError."""
+    async def acquire(self, identity: Identity, opener: Opener | None) -> Cookie:
+        """The cookie of a blob; its origin comes from `opener`, if it has one. Raises OSError."""
+        key = identity.key()
+        if opener is not None:
+            self._openers.setdefault(key, []).append((opener, identity))
         try:
-            return await self._fscache.acquire(VOLUME, identity.key(), Advice.WANT_CACHE_SIZE)
+            return await self._fscache.acquire(VOLUME, key, Advice.WANT_CACHE_SIZE)
         except OSError as problem:
             if isinstance(problem.__cause__, OSError):
                 raise problem.__cause__ from None
             raise
+        finally:
+            if opener is not None:
+                self._openers[key].pop()
+                if not self._openers[key]:
+                    del self._openers[key]
 
     def _release(self, cookie: Cookie | None) -> None:
         if cookie is not None:
@@ -224,6 +240,22 @@ class Runtime:
     def stop_soon(self) -> None:
         """End the thread; to be called on the loop."""
         self._stop.set()
+
+    def announce(self, cookie: Cookie, offset: int, length: int) -> None:
+        """Have the daemon fetch exactly what is missing of a range; on any thread.
+
+        READs that follow find it on its way, so that its policy has nothing to guess from them.
+        """
+        with contextlib.suppress(RuntimeError):  # the loop has ended: whoever reads will hear of it
+            self.loop.call_soon_threadsafe(self._announce, cookie, offset, length)
+
+    def _announce(self, cookie: Cookie, offset: int, length: int) -> None:
+        blob = self._daemon.objects.find(cookie.key)
+        if blob is None or cookie.withdrawn:
+            return
+        for low, high in cookie.file.present.gaps(offset, offset + length):
+            with contextlib.suppress(OSError):  # it is being closed
+                blob.fill.prefetch(low, high - low)
 
     async def make_present(self, cookie: Cookie, offset: int, length: int) -> tuple[int, int]:
         """Fetch what is missing of a range; returns the present extent from there on.
