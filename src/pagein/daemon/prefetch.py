@@ -141,6 +141,11 @@ class Prefetcher:
 
         blob.seeding.add_done_callback(seeded)
 
+    @property
+    def running(self) -> bool:
+        """Whether there is any."""
+        return bool(self._tasks)
+
     async def close(self) -> None:
         """End all of them."""
         for task in self._tasks:
