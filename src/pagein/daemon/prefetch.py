@@ -166,6 +166,7 @@ class Prefetcher:
     async def _run(self, image: _Image) -> None:
         try:
             await image.run()
+            log.info("%s: prefetch done", image.name)
         except (OSError, LayerError) as problem:
             log.info("%s: prefetch ended: %s", image.name, problem)
         finally:
