@@ -88,6 +88,21 @@ def test_what_was_dropped_is_fetched_anew() -> None:
     run(main())
 
 
+def test_who_has_begun_to_read_what_is_dropped_gets_the_rest() -> None:
+    async def main() -> None:
+        origin = Slow(DATA, delay=1.0)
+        ahead = Ahead(origin, Traffic())
+        download = asyncio.create_task(ahead.download(0, 8 * STEP))
+        reading = asyncio.create_task(ahead.read(0, 10 * STEP))
+        await asyncio.sleep(2.5)
+        ahead.drop(0, 8 * STEP)
+        await download
+        assert await reading == DATA[: 10 * STEP]
+        assert origin.streams == [(0, 8 * STEP), (8 * STEP, 10 * STEP)]
+
+    run(main())
+
+
 def test_downloads_pause_while_somebody_waits_for_something_else() -> None:
     async def main() -> None:
         traffic = Traffic()
