@@ -74,6 +74,7 @@ HEADER = f'{{"pagein_trace":1,"layers":["{DIFF}"]}}\n'.encode()
         (HEADER + b'[0,"/a",0,1]', "line 2: "),
         (HEADER + b'[0,"/a",0,1,0,9]', "line 2: "),
         (HEADER + b"[0,5,0,1,0]", "line 2: Expected `str`"),
+        (HEADER + b'[0,"' + b"../" * 5000 + b'",0,1,0]', "line 2: a path of 15000 characters"),
         (HEADER + b'\n[0,"\xff",0,1,0]', "line 3: "),
         (HEADER + b"[" * 100_000, "line 2: "),
         (HEADER + b"\n" * MAX_TRACE, "bytes, and a trace has at most"),
