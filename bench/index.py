@@ -19,7 +19,6 @@ import sys
 import tarfile
 import time
 from array import array
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,7 @@ def opening(directory: Path, count: int) -> dict[str, Any]:
         indexwriter.write(
             out,
             Header(layer, Compression.NONE, 0, 1 << 40, blob, 0, 65536),
-            metadata=BytesIO(),
+            metadata=[],
             extents=columns,
             points=[],
             digests=bytes(blob // 65536 * 32),

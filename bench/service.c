@@ -1,9 +1,10 @@
 /*
  * The least that serves reads on demand from local files, as a measure for pagein's daemon.
  *
- *     service CACHE FILES
+ *     service CACHE FILES [DEVICES]
  *
- * Binds the directory CACHE and serves the blob with cookie key KEY from the file FILES/KEY, one
+ * With DEVICES, the directory of a device of pagein, it is written for that one, with its two
+ * differences; else for /dev/cachefiles. Binds the directory CACHE and serves the blob with cookie key KEY from the file FILES/KEY, one
  * request after the other. Fit for a benchmark only: an error ends it.
  */
 #define _GNU_SOURCE
@@ -42,7 +43,7 @@ static struct object {
 	int anon, file;
 } objects[OBJECTS];
 
-static int device, files;
+static int device, files, devices = -1;
 static char *buffer; /* aligned, and always there: O_DIRECT */
 
 static void command(const char *text)
@@ -69,6 +70,10 @@ static void serve_open(const struct message *message)
 	memcpy(name, message->open.keys + message->open.volume_key_size,
 	       message->open.cookie_key_size);
 	object->anon = message->open.fd;
+	if (devices >= 0) {
+		snprintf(answer, sizeof(answer), "anon/%u", message->object_id);
+		object->anon = openat(devices, answer, O_WRONLY | O_CLOEXEC);
+	}
 	object->file = openat(files, name, O_RDONLY | O_CLOEXEC);
 	if (object->file < 0 || fstat(object->file, &found))
 		err(1, "%s", name);
@@ -94,7 +99,10 @@ static void serve_read(const struct message *message)
 			err(1, "pwrite");
 		off += length;
 	}
-	ioctl(object->anon, CREAD, (unsigned long)message->msg_id);
+	if (devices >= 0)
+		ioctl(object->anon, CREAD, &message->msg_id);
+	else
+		ioctl(object->anon, CREAD, (unsigned long)message->msg_id);
 }
 
 static void serve_close(const struct message *message)
@@ -111,10 +119,15 @@ int main(int argc, char **argv)
 	struct pollfd ready;
 	char text[4096];
 
-	if (argc != 3)
-		errx(2, "usage: service CACHE FILES");
+	if (argc != 3 && argc != 4)
+		errx(2, "usage: service CACHE FILES [DEVICES]");
 	files = open(argv[2], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	device = open("/dev/cachefiles", O_RDWR | O_CLOEXEC);
+	if (argc == 4)
+		devices = open(argv[3], O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (devices >= 0)
+		device = openat(devices, "cachefiles", O_RDWR | O_CLOEXEC);
+	else
+		device = open("/dev/cachefiles", O_RDWR | O_CLOEXEC);
 	buffer = aligned_alloc(PAGE, PIECE);
 	if (files < 0 || device < 0 || !buffer)
 		err(1, "start");

@@ -1,4 +1,9 @@
-"""Holds the device for two daemons, one after the other: `holder.py DIRECTORY FILES DAEMON`."""
+"""Holds the device for two daemons, one after the other.
+
+    holder.py DIRECTORY FILES DAEMON [FD]
+
+They inherit it under its number, or under FD.
+"""
 
 import os
 import subprocess
@@ -7,14 +12,16 @@ from pathlib import Path
 
 
 def main() -> None:
-    directory, files, program = map(Path, sys.argv[1:])
+    directory, files, program = map(Path, sys.argv[1:4])
     device = os.open("/dev/cachefiles", os.O_RDWR | os.O_CLOEXEC)
     for command in (f"dir {directory}/cache", "tag CacheFiles", "bind ondemand"):
         os.write(device, command.encode())
 
+    passed = os.dup2(device, int(sys.argv[4])) if sys.argv[4:] else device
+
     def daemon() -> subprocess.Popen[bytes]:
-        words: list[str | Path] = [program, "-d", str(device), directory / "cache", files]
-        return subprocess.Popen(words, pass_fds=[device])
+        words: list[str | Path] = [program, "-d", str(passed), directory / "cache", files]
+        return subprocess.Popen(words, pass_fds=[passed])
 
     first = daemon()
     target = directory / "mnt"

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,25 @@ def test_a_daemon_is_replaced_and_its_requests_restored(
     done = place.run(*DRIVER[:1], program, place.directory, files, c_daemon)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "whole\n"
+
+
+def test_the_device_may_have_any_number_if_every_read_is_looked_at(
+    place: ExecDaemon, c_daemon: Path, files: Path
+) -> None:
+    program = Path(__file__).with_name("holder.py")
+    words = (*DRIVER[:1], program, place.directory, files, c_daemon, "30")
+    done = place.run(*words, options=("--every-read",))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "whole\n"
+
+
+def test_a_number_whose_reads_are_not_seen_is_told(place: ExecDaemon) -> None:
+    program = "import os; os.dup2(os.open('/dev/cachefiles', os.O_RDWR), 30)"
+    done = place.run(sys.executable, "-c", program)
+    assert done.stderr == (
+        "exec-daemon: the device was duplicated to fd 30, of which reads are not seen;"
+        " use --every-read\n"
+    )
 
 
 def test_a_termination_is_passed_on_and_the_exit_code_comes_back(place: ExecDaemon) -> None:

@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 from array import array
-from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression, Header, Kind, Layer
 from pagein.images.layers.index import Index, Piece
 from pagein.images.layers.point import Point
+from pagein.images.layers.pointlist import PointList
 
 LAYER = Layer("sha256:" + "1" * 64, 1000, "type/x", "sha256:" + "2" * 64)
 
@@ -41,7 +41,7 @@ def write_extents(
         indexwriter.write(
             out,
             header,
-            metadata=BytesIO(bytes(4096)),
+            metadata=[bytes(4096)],
             extents=columns,
             points=[],
             digests=bytes(32 * -(-size // 65536)),
@@ -182,13 +182,16 @@ def test_points_outside_are_refused(tmp_path: Path) -> None:
         ([Point(0, 8000, b"")], "point 0 of the index: beyond the layer"),
     ]:
         path = tmp_path / "liar"
+        kept = PointList()
+        for point in points:
+            kept.add(point)
         with path.open("wb") as out:
             indexwriter.write(
                 out,
                 header,
-                metadata=BytesIO(),
+                metadata=[bytes(4096)],
                 extents=(array("Q"), array("Q"), array("Q")),
-                points=points,
+                points=kept.blocks(LAYER.size),
                 digests=b"",
                 implied=[],
             )

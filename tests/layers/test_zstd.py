@@ -24,11 +24,12 @@ def skippable(data: bytes) -> bytes:
 
 def unpack(data: bytes, step: int = 1 << 16) -> tuple[bytes, list[Point]]:
     out: list[memoryview] = []
-    unpacker = ZstdUnpacker(out.append)
+    points: list[Point] = []
+    unpacker = ZstdUnpacker(out.append, points.append)
     for at in range(0, len(data), step):
         unpacker.feed(data[at : at + step])
     unpacker.finish()
-    return b"".join(out), unpacker.points
+    return b"".join(out), points
 
 
 @pytest.mark.parametrize("step", [1, 5, 1000, 1 << 20])
@@ -64,7 +65,7 @@ def test_zeros_come_in_pieces() -> None:
     rle = b"".join(struct.pack("<I", 0x20000 << 3 | 1 << 1)[:3] + b"\0" for _ in range(4000))
     data = b"\x28\xb5\x2f\xfd\0\x60" + rle + b"\1\0\0"
     sizes: list[int] = []
-    unpacker = ZstdUnpacker(lambda view: sizes.append(len(view)))
+    unpacker = ZstdUnpacker(lambda view: sizes.append(len(view)), lambda _: None)
     unpacker.feed(data)
     unpacker.finish()
     assert sum(sizes) == 4000 * (128 << 10)

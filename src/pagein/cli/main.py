@@ -1,39 +1,39 @@
-"""The `pagein` command."""
+"""The `pagein` command.
+
+Each command is a module that is loaded when it is asked for: loading all would take as long as some
+commands do.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import Any
 
 import typer
 
-from pagein.cli import (
-    cat,
-    daemon,
-    device,
-    du,
-    execdaemon,
-    extract,
-    images,
-    index,
-    ls,
-    mount,
-    run,
-    stat,
-    status,
-    trace,
-    umount,
-)
 from pagein.cli.settings import CacheDir, Settings, StateDir
 
-app = typer.Typer(
-    name="pagein",
-    help="Files of remote images, fetched when they are read.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+COMMANDS = (
+    "mount",
+    "run",
+    "umount",
+    "status",
+    "ls",
+    "cat",
+    "stat",
+    "du",
+    "extract",
+    "images",
+    "index",
+    "trace",
+    "daemon",
+    "device",
+    "exec-daemon",
 )
+"""In the order of `--help`. Each is a function, or an `app` of several, in a module of its name."""
 
 
 def _version(wanted: bool) -> None:
@@ -44,7 +44,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     ctx: typer.Context,
     state_dir: StateDir = None,
@@ -60,27 +59,45 @@ def _options(
         sweep(settings)
 
 
-app.command("mount")(mount.mount)
-app.command("run")(run.run)
-app.command("umount")(umount.umount)
-app.command("status")(status.status)
-app.command("ls")(ls.ls)
-app.command("cat")(cat.cat)
-app.command("stat")(stat.stat)
-app.command("du")(du.du)
-app.command("extract")(extract.extract)
-app.command("images")(images.images)
-app.command("index")(index.index)
-app.add_typer(trace.app, name="trace")
-app.command("daemon")(daemon.daemon)
-app.command("device")(device.device)
-app.command("exec-daemon")(execdaemon.exec_daemon)
+def app_of(commands: Iterable[str]) -> typer.Typer:
+    """The application, with these commands only."""
+    made = typer.Typer(
+        name="pagein",
+        help="Files of remote images, fetched when they are read.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback()(_options)
+    for name in commands:
+        module = import_module(f"pagein.cli.{name.replace('-', '')}")
+        if hasattr(module, "app"):
+            made.add_typer(module.app, name=name)
+        else:
+            made.command(name)(getattr(module, name.replace("-", "_")))
+    return made
+
+
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return app_of(COMMANDS)
+
+
+def wanted(words: Sequence[str]) -> Sequence[str]:
+    """The command that a command line names; all, where that is not plain to see."""
+    at = 0
+    while at < len(words) and words[at] in ("--state-dir", "--cache"):
+        at += 2
+    return words[at : at + 1] if words[at : at + 1] and words[at] in COMMANDS else COMMANDS
 
 
 def main() -> None:
     """Entry point of the `pagein` script."""
     try:
-        app()
+        app_of(wanted(sys.argv[1:]))()
     except BrokenPipeError:
         os._exit(1)  # whoever read our output has gone, and there is nobody to tell
 

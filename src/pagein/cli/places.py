@@ -12,7 +12,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import secrets
 import shutil
 import signal
 import time
@@ -57,7 +56,7 @@ def runc_state(settings: Settings) -> Path:
 @contextlib.contextmanager
 def container(settings: Settings) -> Iterator[Place]:
     """A place for a new container; at the end nothing of it is left. Raises OSError."""
-    place = _of(settings, secrets.token_hex(6))
+    place = _of(settings, os.urandom(6).hex())
     with _undisturbed(settings):
         place.rootfs.mkdir(parents=True, mode=0o700)
         place.bundle.chmod(0o700)

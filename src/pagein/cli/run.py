@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -30,6 +30,9 @@ from pagein.cli.settings import (
 from pagein.cli.sources import is_image
 from pagein.cli.stacks import Writable
 from pagein.control import ControlError, message_of
+
+if TYPE_CHECKING:
+    from pagein.containers.spec import Volume
 
 FAILED = 125
 """Exit status when it is pagein that failed, as docker has it."""
@@ -131,20 +134,15 @@ def run(
     not be executed or found, 128 + n if signal n ended it. Nothing of it is left at the end.
     """
     from pagein.cli.places import container, runc_state, sweep
-    from pagein.containers import runc
-    from pagein.containers.run import RunOptions, Volume, run_container
-    from pagein.containers.streams import terminal_size
+    from pagein.containers.program import RunError, find
 
     settings = settings_of(ctx, state_dir, cache)
     try:
-        runc.find()
+        find()
         mount = _mounter(image)
         if tty and not os.isatty(0):
             raise ControlError(errno.ENOTTY, "--tty: standard input is not a terminal")
-        volumes = [Volume.parse(text) for text in volume or ()]
-        volumes = [
-            Volume(os.path.abspath(each.source), each.target, each.read_only) for each in volumes
-        ]
+        volumes = [_volume(text) for text in volume or ()]
         sweep(settings)
         who = check_user(daemon_user or default_user())
         wanted = Wanted(settings, image, platform, trace, prefetch)
@@ -152,6 +150,7 @@ def run(
         def begin() -> None:
             if is_image(image):
                 wanted.begin()
+            import pagein.containers.run  # noqa: F401  wanted soon, and now there is time
 
         with (
             container(settings) as place,
@@ -160,6 +159,9 @@ def run(
         ):
             writable = Writable(rw) if rw else Writable(str(place.written), volatile=True)
             target = str(place.rootfs)
+            from pagein.containers.run import RunOptions, run_container
+            from pagein.containers.streams import terminal_size
+
             config = mount(MountRequest(ask, wanted, settings, target, writable, timeout))
             terminal = os.isatty(0) and os.isatty(1) if tty is None else tty
             options = RunOptions(
@@ -177,7 +179,7 @@ def run(
             )
             state = runc_state(settings)
             status = run_container(place.rootfs, config, options, place=place.bundle, state=state)
-    except runc.RunError as problem:
+    except RunError as problem:
         if not problem.said:
             print(f"pagein: {message_of(problem)}", file=sys.stderr)
         status = problem.status
@@ -185,6 +187,14 @@ def run(
         print(f"pagein: {message_of(problem)}", file=sys.stderr)
         status = FAILED
     raise typer.Exit(status)
+
+
+def _volume(text: str) -> Volume:
+    """What `--volume` names, from the root directory. Raises OSError."""
+    from pagein.containers.spec import Volume
+
+    found = Volume.parse(text)
+    return Volume(os.path.abspath(found.source), found.target, found.read_only)
 
 
 def _variables(given: Sequence[str]) -> list[str]:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import json
 import os
 import re
 import resource
-import shutil
 import socket
 import subprocess
 import time
@@ -21,13 +19,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from pagein.containers.program import FAILED, NOT_EXECUTABLE, NOT_FOUND, RunError, find
 from pagein.containers.spec import Machine, Volume
 
-FAILED: Final = 125
-"""Exit status for what pagein or runc could not do; 126 and 127 are about the command, as docker
-and the shell have it."""
-NOT_EXECUTABLE: Final = 126
-NOT_FOUND: Final = 127
+__all__ = [
+    "FAILED",
+    "NOT_EXECUTABLE",
+    "NOT_FOUND",
+    "RunError",
+    "Runc",
+    "become_subreaper",
+    "find",
+    "machine",
+]
 
 _START: Final = 60.0  # seconds; runc reads the command from the root directory, which is fetched
 _DELETE: Final = 20.0
@@ -39,25 +43,6 @@ _CAPABILITY_NAMES: Final = (
     " SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP"
 )
 """By number from 0 (linux/capability.h); those that docker gives on are among them."""
-
-
-class RunError(OSError):
-    """A container that could not be started; `status` is what the command exits with."""
-
-    def __init__(self, status: int, text: str, *, said: bool = False) -> None:
-        """`said`: runc has told the user already, on the standard error that it hands on."""
-        super().__init__(errno.ENOEXEC, text)
-        self.status = status
-        self.said = said
-
-
-def find() -> str:
-    """The path of runc. Raises RunError."""
-    found = shutil.which("runc", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin")
-    if found is None:
-        text = "runc is not installed: `apt-get install runc`, or your system's package of it"
-        raise RunError(FAILED, text)
-    return found
 
 
 def machine(binds: Sequence[Volume]) -> Machine:

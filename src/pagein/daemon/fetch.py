@@ -76,10 +76,11 @@ class Host(Protocol):
 class Fetch:
     """Brings [start, end), multiples of 4096, into the cache; `waiting` is who wants it now."""
 
-    def __init__(self, host: Host, start: int, end: int) -> None:
+    def __init__(self, host: Host, start: int, end: int, *, along: bool = False) -> None:
         self.start = start
         self.end = end
         self.waiting: set[Waiting] = set()
+        self.along = along
         self._host = host
         self._buffer: Buffer | None = None
         self._base = start  # offset in the blob of the buffer's first byte
@@ -161,7 +162,7 @@ class Fetch:
                         break
                     timer.reschedule(None)  # what follows waits for us, not for the origin
                     await self._store(memoryview(chunk))
-                    if self._host.budget.must_yield(self):
+                    if not self.along and self._host.budget.must_yield(self):
                         await self._park()
                     timer.reschedule(loop.time() + self._host.stall)
         except TimeoutError as exc:

@@ -129,7 +129,7 @@ class Fill:
         self._add(read)
         try:
             self._start_plan(start, end - start, now)
-            self._launch(*around)
+            self._launch(*around, along=True)
             await self._wait(read, now + self.timeout)
         finally:
             self._remove(read)
@@ -308,9 +308,9 @@ class Fill:
         if plan.ahead is not None and now >= self._calm_until:
             self._launch(*plan.ahead)
 
-    def _launch(self, start: int, end: int) -> None:
+    def _launch(self, start: int, end: int, *, along: bool = False) -> None:
         """Start a fetch for each part of [start, end) that is neither present nor in flight."""
-        for fetch in [Fetch(self, *gap) for gap in self._claim(start, end)]:
+        for fetch in [Fetch(self, *gap, along=along) for gap in self._claim(start, end)]:
             self._fetches[fetch] = asyncio.create_task(self._run(fetch))
             for read in self._reads:
                 if fetch.overlaps(read.start, read.end):

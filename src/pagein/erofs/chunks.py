@@ -62,7 +62,7 @@ def chunks_of(size: int, extents: Iterable[Extent], devices: Sequence[Device]) -
     runs = _runs(size, extents, devices)
     blocks = align(size, BLOCK_SIZE) >> BLOCK_BITS
     if len(runs) == 1 and runs[0].blocks == blocks:  # of nearly all files
-        return Chunks(runs, blocks, min(_log2(blocks), CHUNK_BITS_MASK))
+        return Chunks(runs, blocks, bits_of(blocks))
     edges = {edge for run in runs for edge in (run.start, run.end) if 0 < edge < blocks}
     # An edge must lie between two chunks: its lowest set bit bounds their size.
     wide = min((edge & -edge).bit_length() - 1 for edge in edges) if edges else _log2(blocks)
@@ -70,6 +70,18 @@ def chunks_of(size: int, extents: Iterable[Extent], devices: Sequence[Device]) -
     if found.total > MAX_INDEXES:
         raise ValueError(f"too sparse: {found.total} chunk indexes, {MAX_INDEXES} is the limit")
     return found
+
+
+def whole(size: int, extents: Sequence[Extent], devices: Sequence[Device]) -> Run | None:
+    """The run of a file of `size` bytes that is one chunk; None for others. ValueError as above."""
+    if len(extents) != 1 or extents[0].length != size or size > BLOCK_SIZE << CHUNK_BITS_MASK:
+        return None
+    return _run(size, extents[0], devices)
+
+
+def bits_of(blocks: int) -> int:
+    """log2 of the blocks of a chunk that holds so many, if one can."""
+    return min(max(0, blocks - 1).bit_length(), CHUNK_BITS_MASK)
 
 
 def indexes(chunks: Chunks) -> Iterator[bytes]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pagein.erofs import directories
-from pagein.erofs.chunks import Chunks, chunks_of
+from pagein.erofs.chunks import Chunks, chunks_of, whole
 from pagein.erofs.format import (
     BLOCK_BITS,
     BLOCK_SIZE,
@@ -38,7 +38,8 @@ FIRST_SLOT: Final = BLOCK_SIZE
 """Bytes of the metadata area before the first inode: nid 0 would be an inode number of 0, which
 readdir(3) hides."""
 DEVICE_TABLE: Final = SUPER_OFFSET + SUPERBLOCK.size
-_DEVICES_MAX = 0xFFFF
+NO_DEVICE: Final = 0xFFFF
+_DEVICES_MAX = NO_DEVICE - 1
 _16_BITS = 0xFFFF
 _32_BITS = 0xFFFFFFFF
 
@@ -59,6 +60,8 @@ class Places:
     size: array[int]
     layout: bytearray
     extended: bytearray
+    device: array[int]
+    """Of a file that is one chunk, whose place in the device `address` says then; else 0xFFFF."""
     inode_bytes: int = 0
     content_blocks: int = 0
     chunked: bool = False
@@ -115,6 +118,7 @@ def place(survey: Survey, devices: Sequence[Device], build_time_ns: int) -> Plac
         size=array("Q", bytes(8 * count)),
         layout=bytearray(count),
         extended=bytearray(count),
+        device=array("H", [NO_DEVICE]) * count,
     )
     _Placer(places).run()
     if places.blocks >= NULL_ADDRESS:
@@ -140,12 +144,12 @@ class _Placer:
 
     def _place(self, number: int, node: Node) -> None:
         places = self._places
-        size = places.size[number] = self._size(number, node)
-        links = places.survey.links[number]
+        size = node.size if node.extents else self._size(number, node)
+        places.size[number] = size
         extended = (
             node.mtime_ns != places.build_time_ns
             or size > _32_BITS
-            or links > _16_BITS
+            or places.survey.links[number] > _16_BITS
             or node.uid > _16_BITS
             or node.gid > _16_BITS
         )
@@ -189,12 +193,18 @@ class _Placer:
 
     def _place_chunked(self, number: int, node: Node, head: int) -> None:
         places = self._places
-        chunks = places.chunks(node)
+        places.chunked = True
         places.layout[number] = LAYOUT_CHUNKED
         start = self._start(head, 0, bool(places.extended[number]))
         places.position[number] = start
-        self._at = align(start + head, CHUNK_INDEX.size) + CHUNK_INDEX.size * chunks.total
-        places.chunked = True
-        for run in chunks.runs:
+        run = whole(node.size, node.extents, places.devices)
+        if run is not None:  # nearly all files
+            places.device[number], places.address[number] = run.device, run.address
+            runs, total = [run], 1
+        else:
+            chunks = places.chunks(node)
+            runs, total = chunks.runs, chunks.total
+        self._at = align(start + head, CHUNK_INDEX.size) + CHUNK_INDEX.size * total
+        for run in runs:
             if run.device == 0:
                 places.appended = max(places.appended, run.address + run.blocks)

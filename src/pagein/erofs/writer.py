@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 from pagein.erofs import directories
-from pagein.erofs.chunks import Chunks, indexes
+from pagein.erofs.chunks import bits_of, indexes
 from pagein.erofs.format import (
     BLOCK_BITS,
     BLOCK_SIZE,
@@ -40,7 +40,7 @@ from pagein.erofs.format import (
     crc32c,
     encode_device,
 )
-from pagein.erofs.placing import DEVICE_TABLE, FIRST_SLOT, Places, place
+from pagein.erofs.placing import DEVICE_TABLE, FIRST_SLOT, NO_DEVICE, Places, place
 from pagein.erofs.survey import Survey
 from pagein.erofs.tree import Device, Node
 
@@ -65,26 +65,46 @@ def write(
 
     Raises ValueError, naming the path, for what EROFS cannot hold, before the first byte.
     """
-    if uuid is not None and len(uuid) != 16:
+    if uuid is not None:
+        pieces = stream(
+            root, uuid=uuid, devices=devices, volume_name=volume_name, build_time_ns=build_time_ns
+        )
+        return _copy(pieces, out)
+    places, head = _plan(root, devices, volume_name, build_time_ns)
+    start = out.tell()
+    blank = head.pack(bytes(16))
+    digest = hashlib.sha256()
+    length = _copy(_pieces(blank, places), out, digest)
+    out.seek(start)
+    out.write(head.pack(_uuid8(digest.digest())))
+    out.seek(start + length)
+    return length
+
+
+def stream(
+    root: Node,
+    *,
+    uuid: bytes,
+    devices: Sequence[Device] = (),
+    volume_name: bytes = b"",
+    build_time_ns: int = 0,
+) -> Iterator[bytes]:
+    """What `write` writes, in pieces of any size. The ValueError is raised here, not later."""
+    if len(uuid) != 16:
         raise ValueError(f"a UUID of {len(uuid)} bytes")
+    places, head = _plan(root, devices, volume_name, build_time_ns)
+    return _pieces(head.pack(uuid), places)
+
+
+def _plan(
+    root: Node, devices: Sequence[Device], volume_name: bytes, build_time_ns: int
+) -> tuple[Places, _Head]:
     if len(volume_name) > _VOLUME_NAME_MAX or b"\0" in volume_name:
         raise ValueError(f"{volume_name!r} as a volume name: at most {_VOLUME_NAME_MAX} bytes fit")
     if not -(1 << 63) <= build_time_ns // NANOSECONDS < 1 << 63:
         raise ValueError(f"a build time of {build_time_ns} ns is beyond 64 bits of seconds")
     places = place(Survey(root), devices, build_time_ns)
-    head = _Head(places, volume_name)
-    if uuid is not None:
-        _copy(_pieces(head.pack(uuid), places), out)
-        return places.blocks << BLOCK_BITS
-    start = out.tell()
-    blank = head.pack(bytes(16))
-    digest = hashlib.sha256()
-    _copy(_pieces(blank, places), out, digest)
-    end = out.tell()
-    out.seek(start)
-    out.write(head.pack(_uuid8(digest.digest())))
-    out.seek(end)
-    return places.blocks << BLOCK_BITS
+    return places, _Head(places, volume_name)
 
 
 def _uuid8(digest: bytes) -> bytes:
@@ -95,14 +115,18 @@ def _uuid8(digest: bytes) -> bytes:
     return bytes(made)
 
 
-def _copy(pieces: Iterable[bytes], out: BinaryIO, digest: hashlib._Hash | None = None) -> None:
+def _copy(pieces: Iterable[bytes], out: BinaryIO, digest: hashlib._Hash | None = None) -> int:
+    """Write the pieces, a megabyte at a time; the length of all."""
     waiting = bytearray()
+    length = 0
     for piece in pieces:
         waiting += piece
         if len(waiting) >= _PIECE:
+            length += len(waiting)
             _put(waiting, out, digest)
             waiting = bytearray()
     _put(waiting, out, digest)
+    return length + len(waiting)
 
 
 def _put(data: bytearray, out: BinaryIO, digest: hashlib._Hash | None) -> None:
@@ -178,27 +202,34 @@ def _inodes(places: Places) -> Iterator[bytes]:
         start = places.position[number]
         gap = bytes(start - at)
         xattrs = body(node.xattrs) if node.xattrs else b""
-        layout = places.layout[number]
-        chunks = places.chunks(node) if layout == LAYOUT_CHUNKED else None
-        inode = _inode(places, number, node, len(xattrs), chunks)
+        layout, size = places.layout[number], places.size[number]
+        icount = (len(xattrs) - XATTR_HEADER.size) // 4 + 1 if xattrs else 0
+        if layout != LAYOUT_CHUNKED:
+            tail = _tail(places, number, node) if layout == LAYOUT_INLINE else b""
+            inode = _inode(places, number, node, icount, _union(places, number, node))
+            yield gap + inode + xattrs + tail
+            at = start + len(inode) + len(xattrs) + len(tail)
+            continue
+        device = places.device[number]
+        chunks = places.chunks(node) if device == NO_DEVICE else None
+        bits = bits_of(-(-size // BLOCK_SIZE)) if chunks is None else chunks.bits
+        inode = _inode(places, number, node, icount, bits | CHUNK_INDEXES)
         at = start + len(inode) + len(xattrs)
-        if chunks is not None:
-            padding = -at % CHUNK_INDEX.size
-            yield gap + inode + xattrs + bytes(padding)
+        padding = -at % CHUNK_INDEX.size
+        head = gap + inode + xattrs + bytes(padding)
+        if chunks is None:
+            yield head + CHUNK_INDEX.pack(0, device, places.address[number])
+            at += padding + CHUNK_INDEX.size
+        else:
+            yield head
             yield from indexes(chunks)
             at += padding + CHUNK_INDEX.size * chunks.total
-        else:
-            tail = _tail(places, number, node) if layout == LAYOUT_INLINE else b""
-            yield gap + inode + xattrs + tail
-            at += len(tail)
     yield bytes(-at % BLOCK_SIZE)
 
 
-def _inode(places: Places, number: int, node: Node, xattrs: int, chunks: Chunks | None) -> bytes:
+def _inode(places: Places, number: int, node: Node, icount: int, union: int) -> bytes:
     layout, extended = places.layout[number], places.extended[number]
     form = layout << LAYOUT_SHIFT | EXTENDED_BIT * extended
-    icount = (xattrs - XATTR_HEADER.size) // 4 + 1 if xattrs else 0
-    union = _union(places, number, node, chunks)
     size, links = places.size[number], places.survey.links[number]
     if not extended:
         owner = (node.uid, node.gid)
@@ -209,12 +240,10 @@ def _inode(places: Places, number: int, node: Node, xattrs: int, chunks: Chunks 
     )
 
 
-def _union(places: Places, number: int, node: Node, chunks: Chunks | None) -> int:
-    """i_u: what it means depends on the type and the layout."""
+def _union(places: Places, number: int, node: Node) -> int:
+    """i_u of an inode without chunks: what it means depends on the type."""
     if stat.S_ISCHR(node.mode) or stat.S_ISBLK(node.mode):
         return encode_device(os.major(node.rdev), os.minor(node.rdev))
-    if chunks is not None:
-        return chunks.bits | CHUNK_INDEXES
     if places.size[number] == 0:
         return 0
     return places.content_block + places.address[number]

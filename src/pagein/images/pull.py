@@ -169,11 +169,12 @@ class Pull:
         if known is not None and self._reference.digest is not None:
             return known, ""  # a digest stands for one image for ever
         try:
-            return await load_image(self._source, self._platform, ARTIFACT_TYPE), ""
+            image = await load_image(self._source, self._platform, ARTIFACT_TYPE, known=known)
         except OriginError as problem:
             if known is None or not (problem.retry or problem.errno in _UNREACHABLE):
                 raise
             return known, f"{problem}; going on with what is known of it"
+        return image, ""
 
     def _known(self) -> Image | None:
         """The image as it was last seen, if every index of its layers is here; None if not."""

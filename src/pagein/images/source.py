@@ -110,14 +110,23 @@ def open_source(
 
 
 async def load_image(
-    source: ImageSource, platform: Platform, artifact_type: str | None = None
+    source: ImageSource,
+    platform: Platform,
+    artifact_type: str | None = None,
+    *,
+    known: Image | None = None,
 ) -> Image:
     """The image for `platform`, its config, and its artifacts of `artifact_type` if one is given.
 
     In at most four round trips whatever the number of layers: index; manifest; config and
     referrers; the artifacts' manifests. A token takes two more, an index within an index one.
+    `known` is what the image was before: if it is so still, which the first answer says, that is
+    the last one, and `known` is returned.
     """
-    descriptor, manifest, raw = await _manifest_for(source, platform)
+    found = await _manifest_for(source, platform, known)
+    if isinstance(found, Image):
+        return found
+    descriptor, manifest, raw = found
     (config, data), artifacts = await both(
         _config(source, manifest, platform), _artifacts(source, descriptor, artifact_type)
     )
@@ -125,14 +134,18 @@ async def load_image(
 
 
 async def _manifest_for(
-    source: ImageSource, platform: Platform
-) -> tuple[Descriptor, Manifest, bytes]:
+    source: ImageSource, platform: Platform, known: Image | None
+) -> tuple[Descriptor, Manifest, bytes] | Image:
     descriptor, data = await source.resolve()
+    if known is not None and descriptor.digest == known.descriptor.digest:
+        return known
     for _ in range(_MAX_DEPTH):
         document = parse_manifest(str(source), data, descriptor.media_type)
         if isinstance(document, Manifest):
             return descriptor, document, data
         descriptor = choose_manifest(str(source), document, platform)
+        if known is not None and descriptor.digest == known.descriptor.digest:
+            return known
         data = await source.manifest(descriptor)
     raise OriginError.of(str(source), f"indexes within indexes, more than {_MAX_DEPTH} deep")
 

@@ -22,6 +22,7 @@ from pagein.kernelhalf.recording import Recordings
 from pagein.kernelhalf.stacks import LayerBlobs
 from pagein.kernelhalf.status import status
 from pagein.kernelhalf.takeover import snapshot, take_over
+from pagein.mounts.helpers import CURRENT, Helpers
 from pagein.mounts.mountwatch import MountWatch
 from pagein.mounts.overlay import Upper
 
@@ -90,6 +91,14 @@ class Process:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.life.stop)
+        helpers = Helpers()
+        CURRENT.set(helpers)
+        try:
+            await self._run(helpers)
+        finally:
+            await helpers.close()
+
+    async def _run(self, helpers: Helpers) -> None:
         if not self.epoch:
             await self.half.stacks.clear()
         await take_over(self.half, self.left)
@@ -97,11 +106,12 @@ class Process:
         self._changed()
         self.half.start(resend=self.epoch > 0)
         await self.control.start()
-        watch = MountWatch(loop, self.half.refresh)
+        watch = MountWatch(asyncio.get_running_loop(), self.half.refresh)
         self.half.refresh()  # of what went since we looked, before there was a watch
         os.write(self.options.ready_fd, b"r")
         os.close(self.options.ready_fd)
         try:
+            helpers.start()  # the first mount is not far
             await self.life.wait()
         finally:
             watch.close()

@@ -11,13 +11,11 @@ import contextlib
 import errno
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal
 
-from pagein.mounts import syscalls
+from pagein.mounts import helpers, syscalls
 from pagein.mounts.superblock import MAGIC, OFFSET, SIZE, Superblock, superblock
 
 __all__ = [
@@ -40,7 +38,6 @@ LoopMode = Literal["auto", "always", "never"]
 
 _GRACE: Final = 1.0  # seconds that a killed helper gets to be gone
 _UNDO: Final = 5.0  # seconds for undoing a mount that came after its deadline
-_SOURCE_ROOT: Final = str(Path(__file__).resolve().parents[2])
 
 
 class MountError(OSError):
@@ -142,15 +139,14 @@ class _Helper(asyncio.SubprocessProtocol):
 
 async def ask_helper(job: dict[str, Any], timeout: float) -> dict[str, Any]:
     """Have a helper do ``job``; TimeoutError when it had to be killed."""
-    # -P keeps the working directory, which may be anybody's, off the module path.
-    search = os.pathsep.join(filter(None, [_SOURCE_ROOT, os.environ.get("PYTHONPATH")]))
+    current = helpers.CURRENT.get()
+    if current is not None:
+        with contextlib.suppress(helpers.NotBegun):
+            return _answer(await current.ask(job, timeout), b"")
     transport, helper = await asyncio.get_running_loop().subprocess_exec(
         _Helper,
-        sys.executable,
-        "-P",
-        "-m",
-        "pagein.mounts.helper",
-        env={**os.environ, "PYTHONPATH": search},
+        *helpers.command(),
+        env=helpers.environment(),
         start_new_session=True,  # an interrupt from the terminal is for us, not for the helper
     )
     try:

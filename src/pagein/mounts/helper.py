@@ -1,6 +1,8 @@
 """The process in which mounts are made: ``python -m pagein.mounts.helper``, one job each.
 
-It reads one JSON job on stdin and answers with one JSON line on stdout:
+It reads one JSON job on stdin and answers with one JSON line on stdout. With ``--serve FD`` it
+stays, and forks a process for each job that comes on that socket (`serve`; `helpers` is the other
+end): a stack of three layers is four mounts, and starting an interpreter takes longer than a mount.
 
     {"op": "mount", "primary": PATH, "devices": [PATH, ...], "target": DIR,
      "options": [TEXT, ...], "loop": "auto" | "always" | "never"}
@@ -21,10 +23,13 @@ import contextlib
 import errno
 import json
 import os
+import select
+import signal
+import socket
 import stat
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from pagein.mounts import superblock, syscalls
 
@@ -240,16 +245,86 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         }
 
 
-def main() -> None:
-    """Answer the job on stdin; undo a mount when its owner has gone meanwhile."""
-    job = json.load(sys.stdin)
-    answer = run(job)
+def _tell(job: dict[str, Any], answer: dict[str, Any], line: int) -> int:
+    """Give the answer, or undo a mount when its owner has gone meanwhile; the exit status."""
     try:
-        os.write(sys.stdout.fileno(), json.dumps(answer).encode() + b"\n")
-    except BrokenPipeError:
+        os.write(line, json.dumps(answer).encode() + b"\n")
+    except (BrokenPipeError, ConnectionResetError):
         if job["op"] != "umount" and answer["ok"]:
             syscalls.umount(os.path.realpath(job["target"]), syscalls.UMOUNT_NOFOLLOW)
-        sys.exit(1)
+        return 1
+    return 0
+
+
+IDLE: Final = 10.0
+"""Seconds after which a helper that has no more to do ends."""
+MAX_JOB: Final = 1 << 20
+PIDFD: Final = b"p"
+"""The first message of a job: with it comes a pidfd, by which the job's process can be killed."""
+
+
+def serve(owner: socket.socket) -> None:
+    """Do each job that comes on ``owner`` in a process of its own; end with the owner, or idle.
+
+    With a job comes a socket for what becomes of it: `PIDFD`, then the answer, then its end, which
+    is that of the process.
+    """
+    signal.signal(signal.SIGCHLD, lambda *_: _reap())
+    while select.select([owner], [], [], IDLE)[0]:
+        job, fds, _, _ = socket.recv_fds(owner, MAX_JOB, 1, socket.MSG_CMSG_CLOEXEC)
+        if not job:
+            return
+        with socket.socket(fileno=fds[0]) as line:
+            _fork(json.loads(job), line, owner)
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def _fork(job: dict[str, Any], line: socket.socket, owner: socket.socket) -> None:
+    # Nobody waits for the child before there is a pidfd: until then its number is its own.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+    try:
+        pid = os.fork()
+        if not pid:
+            _do(job, line, owner)
+        pidfd = os.pidfd_open(pid)
+        try:
+            socket.send_fds(line, [PIDFD], [pidfd])
+        except (BrokenPipeError, ConnectionResetError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)  # nobody waits for it any more
+        finally:
+            os.close(pidfd)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+
+def _do(job: dict[str, Any], line: socket.socket, owner: socket.socket) -> NoReturn:
+    """The forked process: one job, and no more."""
+    status = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        owner.close()
+        status = _tell(job, run(job), line.fileno())
+    except Exception as problem:  # a bug: its owner says so to the user
+        print(f"the mount helper failed: {problem!r}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(status)
+
+
+def main() -> None:
+    """Answer the job on stdin, or serve."""
+    if sys.argv[1:2] == ["--serve"]:
+        with socket.socket(fileno=int(sys.argv[2])) as owner:
+            serve(owner)
+        return
+    job = json.load(sys.stdin)
+    if status := _tell(job, run(job), sys.stdout.fileno()):
+        sys.exit(status)
 
 
 if __name__ == "__main__":

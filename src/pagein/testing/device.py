@@ -162,6 +162,8 @@ class AnonFd:
     def __init__(self, device: Device, file: AnonymousFile) -> None:
         """Made by `Device.open_fd`."""
         self.object_id = file.object_id
+        self.object = file.object
+        """The object as the kernel half sees it."""
         self.number = file.handle
         self._device = device
         self._file: AnonymousFile | None = file

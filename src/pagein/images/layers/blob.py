@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import cycle
 
 from pagein.erofs.tree import Extent
 from pagein.images.layers.entry import Entry
 from pagein.images.layers.errors import LayerError, show
+from pagein.images.layers.worker import Worker
 
 PAGE = 4096
 CHUNK = 64 << 10
@@ -58,8 +58,7 @@ class BlobBuilder:
         self._filled = 0  # bytes of the buffer; behind them lies what it held before
         self._start = 0  # offset in the blob of the buffer
         self._next = 0  # extent that the next data belongs to
-        self._thread = ThreadPoolExecutor(1, "blob")
-        self._hashing: list[Future[bytes]] = []
+        self._hashing = Worker("blob", self._hash, _AHEAD)
 
     def place(self, entry: Entry) -> tuple[Extent, ...]:
         """Give the stored data of a regular file its place in the blob."""
@@ -98,6 +97,15 @@ class BlobBuilder:
 
     def data(self, position: int, view: memoryview) -> None:
         """Stored bytes from offset `position` in the tar."""
+        at = self._next
+        begin = self.offsets[at] + position - self.positions[at] - self._start
+        end = begin + len(view)
+        if len(view) == self.lengths[at] and end <= _BUFFER:  # a whole file, as nearly all are
+            self._zeros(begin)
+            self._buffer[begin:end] = view
+            self._filled = end
+            self._next = at + 1
+            return
         while view:
             at = self._next
             past = position - self.positions[at]
@@ -129,9 +137,7 @@ class BlobBuilder:
         """Hand the first `length` bytes of the buffer to the thread, and go on with a new one."""
         self._zeros(length)
         view = memoryview(self._buffer)[:length]
-        self._hashing.append(self._thread.submit(_hash, view, self._start, self._sink))
-        if len(self._hashing) > _AHEAD:
-            self.digests += self._hashing.pop(0).result()
+        self._hashing.submit(view, self._start)
         self._buffer, self._filled = next(self._buffers), 0
         self._start += length
 
@@ -139,21 +145,18 @@ class BlobBuilder:
         """All data has come: hash what is left. The blob ends with a whole page."""
         while self._start < self.size:
             self._flush(min(_BUFFER, self.size - self._start))
-        for hashed in self._hashing:
-            self.digests += hashed.result()
+        self._hashing.finish()
         self.close()
 
     def close(self) -> None:
         """End the thread, also half-way."""
-        self._hashing.clear()
-        self._thread.shutdown(cancel_futures=True)
+        self._hashing.close()
 
-
-def _hash(view: memoryview, start: int, sink: Sink | None) -> bytes:
-    if sink is not None:
-        sink(start, view)
-    sha256 = hashlib.sha256
-    return b"".join(sha256(view[at : at + CHUNK]).digest() for at in range(0, len(view), CHUNK))
+    def _hash(self, view: memoryview, start: int) -> None:
+        if self._sink is not None:
+            self._sink(start, view)
+        for at in range(0, len(view), CHUNK):
+            self.digests += hashlib.sha256(view[at : at + CHUNK]).digest()
 
 
 def _is_whole(entry: Entry) -> bool:

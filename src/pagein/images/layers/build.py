@@ -7,12 +7,9 @@ the layer. Nothing is an index before both digests, the layer's and the tar's, a
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import tempfile
-from collections import Counter, deque
-from collections.abc import AsyncIterable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import AsyncIterable, Callable, Iterator
 from typing import BinaryIO, NamedTuple, TypeVar
 
 from pagein.erofs import writer
@@ -22,9 +19,11 @@ from pagein.images.layers.entry import Limits
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression, Header, Layer
 from pagein.images.layers.gzip import GzipUnpacker
-from pagein.images.layers.point import INTERVAL, KEPT, Output, Point
+from pagein.images.layers.point import INTERVAL, KEPT, Output
+from pagein.images.layers.pointlist import PointList
 from pagein.images.layers.tar import TarParser
 from pagein.images.layers.tree import Tree, TreeBuilder
+from pagein.images.layers.worker import Worker
 from pagein.images.layers.zstd import ZstdUnpacker
 
 P = TypeVar("P")
@@ -73,10 +72,11 @@ class IndexBuilder:
         self._head: bytes | None = b""
         self._unpacker: _Plain | GzipUnpacker | ZstdUnpacker | None = None
         self._compression = Compression.NONE
+        self._points = PointList()
         self._blob = blob.BlobBuilder(sink)
         self._tree = TreeBuilder(self._blob.place, limits)
         self._parser = TarParser(_Members(self._tree, self._blob), limits)
-        self._parsing = _Worker("tar")
+        self._parsing = Worker("tar", self._parser.feed, KEPT)
         self._packed = _Digest(layer.digest)
         self._tar = _Digest(layer.diff_id or "sha256:")
         self.tar_size = 0
@@ -100,7 +100,7 @@ class IndexBuilder:
         self.received += len(data)
         if self.received > self._layer.size:
             raise LayerError(f"the layer is longer than the {self._layer.size} bytes it should be")
-        self._packed.update(memoryview(data))
+        self._packed.submit(memoryview(data))
         if self._head is not None:
             self._head += data
             if len(self._head) < _HEAD and self.received < self._layer.size:
@@ -114,16 +114,16 @@ class IndexBuilder:
     def _open(self) -> _Plain | GzipUnpacker | ZstdUnpacker:
         match self._compression:
             case Compression.GZIP:
-                return GzipUnpacker(self._take_tar, self._interval)
+                return GzipUnpacker(self._take_tar, self._points.add, self._interval)
             case Compression.ZSTD:
-                return ZstdUnpacker(self._take_tar)
+                return ZstdUnpacker(self._take_tar, self._points.add)
             case Compression.NONE:
                 return _Plain(self._take_tar)
 
     def _take_tar(self, view: memoryview) -> None:
-        self._tar.update(view)
+        self._tar.submit(view)
         self.tar_size += len(view)
-        self._parsing.submit(self._parser.feed, view)
+        self._parsing.submit(view)
 
     def finish(self, out: BinaryIO) -> Built:
         """Write the index to `out`, an empty file open for reading and writing.
@@ -146,31 +146,20 @@ class IndexBuilder:
 
     def _write(self, out: BinaryIO, layer: Layer) -> Built:
         tree = self._tree.finish()
-        points: list[Point] = self._unpacker.points if self._unpacker is not None else []
-        with tempfile.TemporaryFile() as metadata:
-            header = Header(
-                layer,
-                self._compression,
-                0,
-                self.tar_size,
-                self._blob.size,
-                _write_metadata(tree, metadata, layer, self._blob.size),
-                blob.CHUNK,
-            )
-            metadata.seek(0)
-            indexwriter.write(
-                out,
-                header,
-                metadata=metadata,
-                extents=(self._blob.offsets, self._blob.positions, self._blob.lengths),
-                points=points,
-                digests=self._blob.digests,
-                implied=tree.implied,
-            )
-        size = out.tell()
+        size = self._blob.size
+        header = Header(layer, self._compression, 0, self.tar_size, size, 0, blob.CHUNK)
+        header = indexwriter.write(
+            out,
+            header,
+            metadata=_metadata(tree, layer, size),
+            extents=(self._blob.offsets, self._blob.positions, self._blob.lengths),
+            points=self._points.blocks(layer.size),
+            digests=self._blob.digests,
+            implied=tree.implied,
+        )
         out.seek(0)
         digest = f"sha256:{hashlib.file_digest(out, 'sha256').hexdigest()}"  # type: ignore[arg-type]
-        return Built(digest, size, header._replace(file_size=size), tree)
+        return Built(digest, header.file_size, header, tree)
 
 
 async def build(
@@ -199,6 +188,8 @@ async def build(
 
 async def _in_thread(call: Callable[[P], T], argument: P) -> T:
     """`call` in a thread, waited for also when we are cancelled: it uses what is then closed."""
+    import asyncio
+
     task = asyncio.ensure_future(asyncio.to_thread(call, argument))
     try:
         return await asyncio.shield(task)
@@ -211,7 +202,6 @@ class _Plain:
     """A layer that is the tar."""
 
     def __init__(self, output: Output) -> None:
-        self.points: list[Point] = []
         self._output = output
 
     def feed(self, data: bytes) -> None:
@@ -232,42 +222,19 @@ class _Members:
         self.entry = tree.add
 
 
-class _Worker:
-    """A thread that does one thing after the other, a few behind; `submit` raises what it met."""
-
-    def __init__(self, name: str) -> None:
-        self._thread = ThreadPoolExecutor(1, name)
-        self._behind: deque[Future[None]] = deque()
-
-    def submit(self, call: Callable[[memoryview], None], data: memoryview) -> None:
-        self._behind.append(self._thread.submit(call, data))
-        if len(self._behind) > KEPT:
-            self._behind.popleft().result()
-
-    def finish(self) -> None:
-        while self._behind:
-            self._behind.popleft().result()
-
-    def close(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
-
-
-class _Digest(_Worker):
+class _Digest(Worker[memoryview]):
     """A digest that is computed in a thread of its own."""
 
     def __init__(self, wanted: str) -> None:
-        self._name, _, _ = wanted.partition(":")
-        if self._name not in ("sha256", "sha512"):
+        self._algorithm, _, _ = wanted.partition(":")
+        if self._algorithm not in ("sha256", "sha512"):
             raise LayerError(f"digest {wanted!r}: only sha256 and sha512 are known")
-        self._hash = hashlib.new(self._name)
-        super().__init__("digest")
-
-    def update(self, data: memoryview) -> None:
-        self.submit(self._hash.update, data)
+        self._hash = hashlib.new(self._algorithm)
+        super().__init__("digest", self._hash.update, KEPT)
 
     def result(self) -> str:
         self.finish()
-        return f"{self._name}:{self._hash.hexdigest()}"
+        return f"{self._algorithm}:{self._hash.hexdigest()}"
 
 
 def _compression(head: bytes) -> Compression:
@@ -285,15 +252,14 @@ def _same(what: str, found: str, wanted: str) -> None:
         raise LayerError(f"{what} is {found}, not {wanted}")
 
 
-def _write_metadata(tree: Tree, out: BinaryIO, layer: Layer, blob_size: int) -> int:
-    """The EROFS image; the same one for the same layer, on every machine. Its size in bytes."""
+def _metadata(tree: Tree, layer: Layer, blob_size: int) -> Iterator[bytes]:
+    """The EROFS image; the same one for the same layer, on every machine."""
     algorithm, _, digits = layer.digest.partition(":")
     uuid = hashlib.sha256(f"pagein layer {algorithm} {digits}".encode()).digest()[:16]
     devices = [Device(digits[:64].encode(), blob_size // blob.PAGE)] if blob_size else []
     try:
-        return writer.write(
-            tree.root, out, uuid=uuid, devices=devices, build_time_ns=_usual_time(tree)
-        )
+        usual = _usual_time(tree)
+        return writer.stream(tree.root, uuid=uuid, devices=devices, build_time_ns=usual)
     except ValueError as error:
         raise LayerError(f"not to be held by EROFS: {error}") from None
 

@@ -9,6 +9,7 @@ with theirs. So every byte is covered, and a few are enough to open the file.
 from __future__ import annotations
 
 import struct
+import zlib
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -47,6 +48,20 @@ class Kind(IntEnum):
     """SHA-256 of each chunk of the data blob. Key: number of the first one."""
     IMPLIED = 5
     """Paths of directories that the archive left out, each ended by a NUL. Key: offset."""
+
+
+class Block(NamedTuple):
+    """A block as it is stored: packed if that is smaller. `size` is that of its content, bytes."""
+
+    key: int
+    size: int
+    stored: bytes
+
+
+def pack(key: int, content: bytes) -> Block:
+    """Pack a block. By Python's zlib, whose output does not depend on what else is installed."""
+    stored = zlib.compress(content, 6)
+    return Block(key, len(content), stored if len(stored) < len(content) else content)
 
 
 class Compression(IntEnum):

@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from itertools import cycle
 
 from pagein.images.layers import window
+from pagein.images.layers.deflate import ERRORS, decompressor
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.inflate import WINDOW, Inflate
-from pagein.images.layers.point import INTERVAL, KEPT, Output, Point
-
-_PACKED_SPAN = 896 << 10  # bytes of input between two points: two spans stay below 2 MiB
+from pagein.images.layers.point import INTERVAL, KEPT, PACKED_INTERVAL, Keep, Output, Point
+from pagein.images.layers.worker import Worker
 
 _BUFFER = 1 << 20
+_WINDOWS = 8  # points whose windows are waiting to be cleared
 _MOST_FOR_SPARSE = 256 << 10  # bytes of input that 32 KiB of output may take
 _PIECE = 1 << 20
 _TRAILER = 8  # CRC32 and ISIZE
@@ -26,16 +27,17 @@ _MAGIC = 0x1F
 
 
 class GzipUnpacker:
-    """Feed it the layer; `output` gets the tar, `points` fills. `finish` checks the end.
+    """Feed it the layer; `output` gets the tar, `keep` the points. `finish` checks the end.
 
-    Points are `interval` bytes of output apart, and what the last deflate block adds.
+    Points are `interval` bytes of output apart, and what the last deflate block adds; the first one
+    has out 0. `keep` is called in order, in a thread; `finish` waits. `close` it in any case.
     """
 
-    def __init__(self, output: Output, interval: int = INTERVAL) -> None:
-        self.points: list[Point] = []
-        """In order; complete after `finish`. The first one has out 0."""
+    def __init__(self, output: Output, keep: Keep, interval: int = INTERVAL) -> None:
         self._output = output
         self._interval = interval
+        self._keep = Worker("points", lambda point: keep(point.get()), _WINDOWS)
+        self._last: tuple[int, int] | None = None  # out and bit of the last point
         self._inflate = Inflate()
         # Used in turn: memory that is new each time costs as much as the tar's digest.
         self._buffers = cycle([bytearray(WINDOW + _BUFFER) for _ in range(KEPT + 2)])
@@ -64,10 +66,12 @@ class GzipUnpacker:
         if self._member:
             raise LayerError(f"gzip: truncated: the layer ends after {self._in} bytes")
         self._flush()
+        self._keep.finish()
         self.close()
 
     def close(self) -> None:
-        """Give memory back; twice is fine."""
+        """Give memory back and end the thread; twice is fine."""
+        self._keep.close()
         self._inflate.close()
 
     def _begin_member(self, data: bytes, at: int) -> bool:
@@ -120,12 +124,12 @@ class GzipUnpacker:
         """Inflate some; only where a block may become a point is it looked for."""
         if self._pending is not None:
             return self._inflate.run(self._pending.out + WINDOW - self._out, _BUFFER)
-        if not self.points:
+        if self._last is None:
             return self._inflate.step()
-        last = self.points[-1]
+        last_out, last_bit = self._last
         # One byte less: the block that begins where a point is due must not be passed over.
-        unpacked = last.out + self._interval - 1 - self._out
-        packed = last.bit // 8 + _PACKED_SPAN - 1 - (self._in + at)
+        unpacked = last_out + self._interval - 1 - self._out
+        packed = last_bit // 8 + PACKED_INTERVAL - 1 - (self._in + at)
         if unpacked > 0 and packed > 0:
             return self._inflate.run(unpacked, packed)
         return self._inflate.step()
@@ -133,20 +137,21 @@ class GzipUnpacker:
     def _block_end(self, bit: int) -> None:
         """A block begins at `bit`: a point, if the last one is far enough."""
         out = self._out
-        if self.points or self._pending is not None:
-            last = self._pending.point if self._pending is not None else self.points[-1]
-            near = out - last.out < self._interval and bit - last.bit < _PACKED_SPAN * 8
-            if near or out == last.out:
+        if self._pending is not None:
+            return  # its window is not known yet: within the next 32 KiB
+        if self._last is not None:
+            last_out, last_bit = self._last
+            near = out - last_out < self._interval and bit - last_bit < PACKED_INTERVAL * 8
+            if near or out == last_out:
                 return
-            if self._pending is not None:
-                return  # its window is not known yet: within the next 32 KiB
         have = min(WINDOW, out - self._member_start)
         end = out - self._base
         point = Point(out, bit, bytes(self._buffer[end - have : end]))
-        if have:
-            self._pending = _Pending(point)
-        else:
-            self.points.append(point)
+        self._last = out, bit
+        self._pending = _Pending(point)
+        if not have:
+            self._keep.submit(self._pending)
+            self._pending = None
 
     def _resolve(self, data: bytes, at: int) -> None:
         """Enough is known of what follows the pending point to see what of its window is used."""
@@ -155,8 +160,8 @@ class GzipUnpacker:
             return
         pending.collect(data, at, self._in)
         start = pending.out - self._base
-        real = bytes(self._buffer[start : min(start + WINDOW, self._out - self._base)])
-        self.points.append(pending.finish(real))
+        pending.output = bytes(self._buffer[start : min(start + WINDOW, self._out - self._base)])
+        self._keep.submit(pending)
 
     def _flush(self) -> None:
         """Hand on what the buffer holds; the new one begins with the last 32 KiB."""
@@ -171,29 +176,29 @@ class GzipUnpacker:
 
 
 class _Pending:
-    """A point of which the input that follows is still being collected."""
+    """A point of which the input that follows, and its output, are still being collected."""
 
     def __init__(self, point: Point) -> None:
-        self.point = point
         self.out = point.out
+        self.output = b""
+        self._point = point
         self._data = bytearray()
 
     def collect(self, data: bytes, end: int, base: int) -> None:
         """Keep what `data`, at offset `base` of the layer, has from the point up to `end`."""
-        start = self.point.bit // 8 + len(self._data) - base
+        start = self._point.bit // 8 + len(self._data) - base
         if start < 0:
             return  # the point lies in the last byte of an earlier piece, which is gone
         if len(self._data) <= _MOST_FOR_SPARSE:
             self._data += data[start:end]
 
-    def finish(self, output: bytes) -> Point:
-        """The point, its window cleared of what `output` does not need."""
+    def get(self) -> Point:
+        """The point, its window cleared of what the output does not need."""
+        point = self._point
         if len(self._data) > _MOST_FOR_SPARSE:
-            return self.point
-        bit = self.point.bit
-        return self.point._replace(
-            window=window.sparse(self.point.window, bit, bytes(self._data), output)
-        )
+            return point
+        data = bytes(self._data)
+        return point._replace(window=window.sparse(point.window, point.bit, data, self.output))
 
 
 class GzipDecoder:
@@ -209,7 +214,7 @@ class GzipDecoder:
         """What `data` decodes to, in pieces of up to 1 MiB; LayerError if it is damaged."""
         try:
             yield from self._feed(data)
-        except zlib.error as error:
+        except ERRORS as error:
             raise LayerError(f"gzip: {error}") from None
 
     def _feed(self, data: bytes) -> Iterator[bytes]:
@@ -228,7 +233,7 @@ class GzipDecoder:
                 if data[0] != _MAGIC:
                     return  # padding
                 self._between = False
-                self._decoder = zlib.decompressobj(31)
+                self._decoder = decompressor(31)
             decoder = self._decoder
             assert decoder is not None
             if piece := decoder.decompress(data, _PIECE):

@@ -13,7 +13,8 @@ import mmap
 import os
 import struct
 import zlib
-from bisect import bisect_right
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from pagein.images.layers.format import Compression, Header, Kind, Layer, Table
 from pagein.images.layers.point import Point
 
 _KEPT = 16  # unpacked blocks of a section
+_UNPACKED = 4  # blocks of extents as columns, 48 KiB each
 
 
 class Piece(NamedTuple):
@@ -31,6 +33,14 @@ class Piece(NamedTuple):
     offset: int
     position: int
     length: int
+
+
+class _Extents(NamedTuple):
+    """Columns of a block: offsets in the blob and positions in the tar, ascending; lengths."""
+
+    offsets: array[int]
+    positions: array[int]
+    lengths: array[int]
 
 
 class Place(NamedTuple):
@@ -49,6 +59,7 @@ class Index:
     def __init__(self, path: str | os.PathLike[str], *, root: str | None = None) -> None:
         """Map the index at `path`; LayerError if it is damaged, or is not the one of `root`."""
         self.path = os.fspath(path)
+        self._unpacked: dict[int, _Extents] = {}
         with open(self.path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < layout.FIXED.size:
@@ -113,17 +124,40 @@ class Index:
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
         """What of [start, end) in the data blob comes from the tar, in order; the rest is zeros."""
         section = self._sections[Kind.EXTENTS]
-        if not section.count:
-            return
         for number in range(max(0, section.find(start)), section.count):
             if section.key(number) >= end:
                 return
-            for offset, position, length in self._extents(number):
+            offsets, positions, lengths = self._extents(number)
+            for at in range(max(0, bisect_right(offsets, start) - 1), len(offsets)):
+                offset, length = offsets[at], lengths[at]
                 first, last = max(start, offset), min(end, offset + length)
                 if offset >= end:
                     return
                 if first < last:
-                    yield Piece(first, position + first - offset, last - first)
+                    yield Piece(first, positions[at] + first - offset, last - first)
+
+    def within(self, low: int, high: int, offset: int) -> tuple[int, int] | None:
+        """From where to where in the data blob the extents lie that are all in [low, high) of the
+        tar, or None if there are none; `offset` is in the blob, of one that has some of that.
+        """
+        section = self._sections[Kind.EXTENTS]
+        number = max(0, section.find(offset))
+        while number > 0 and self._extents(number).positions[:1] > array("Q", [low]):
+            number -= 1
+        found: tuple[int, int] | None = None
+        while number < section.count:
+            offsets, positions, lengths = self._extents(number)
+            first, last = bisect_left(positions, low), bisect_left(positions, high)
+            ended = last < len(positions)
+            if last > first and positions[last - 1] + lengths[last - 1] > high:
+                last -= 1
+            if last > first:
+                begin = offsets[first] if found is None else found[0]
+                found = begin, offsets[last - 1] + lengths[last - 1]
+            if ended:
+                break
+            number += 1
+        return found
 
     def chunk_digest(self, number: int) -> bytes:
         """The SHA-256 of a chunk of the data blob."""
@@ -191,8 +225,11 @@ class Index:
         if packed and header.tar_size and (not self.points or self.point_out(0) != 0):
             raise self._error("points", "none at the start")
 
-    def _extents(self, number: int) -> Iterator[tuple[int, int, int]]:
-        """Gaps, added up again."""
+    def _extents(self, number: int) -> _Extents:
+        """A block of extents, its gaps added up again."""
+        known = self._unpacked.get(number)
+        if known is not None:
+            return known
         content = self._sections[Kind.EXTENTS].block(number)
         count, odd = divmod(len(content), 24)
         if odd:
@@ -200,9 +237,16 @@ class Index:
         numbers = struct.unpack(f"<{3 * count}Q", content)
         lengths = numbers[2 * count :]
         before = (0, *lengths)
-        offsets = itertools.accumulate(map(sum, zip(numbers[:count], before, strict=False)))
-        gaps = zip(numbers[count : 2 * count], before, strict=False)
-        return zip(offsets, itertools.accumulate(map(sum, gaps)), lengths, strict=True)
+        gaps = [map(sum, zip(numbers[at : at + count], before, strict=False)) for at in (0, count)]
+        try:
+            columns = [array("Q", itertools.accumulate(each)) for each in gaps]
+        except OverflowError:
+            raise self._error(f"extents, block {number}", "beyond all layers") from None
+        found = _Extents(columns[0], columns[1], array("Q", lengths))
+        if len(self._unpacked) >= _UNPACKED:
+            self._unpacked.pop(next(iter(self._unpacked), -1), None)
+        self._unpacked[number] = found
+        return found
 
 
 class _Section:

@@ -4,79 +4,93 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from itertools import islice
+from operator import add, sub
 from typing import BinaryIO
 
 from pagein.images.layers import format as layout
-from pagein.images.layers.format import Header, Kind, Table
-from pagein.images.layers.point import Point
+from pagein.images.layers.format import Block, Header, Kind, Table
+from pagein.images.layers.worker import Worker
 
-_PACKERS = 2  # threads
-_BATCH = 64  # blocks in memory at a time
+_BEHIND = 32  # blocks that wait to be packed
 
 
 def write(
     out: BinaryIO,
     header: Header,
     *,
-    metadata: BinaryIO,
+    metadata: Iterable[bytes],
     extents: tuple[array[int], array[int], array[int]],
-    points: Iterable[Point],
+    points: Iterable[Block],
     digests: bytes | bytearray,
     implied: Sequence[bytes],
-) -> None:
-    """Write the index to `out`, which is empty and can seek.
+) -> Header:
+    """Write the index to `out`, which is empty and can seek; the header as it is then.
 
-    `extents` are the columns of `BlobBuilder`; `metadata` is read from where it stands. The sizes
-    in `header` are those given, but for the file's own.
+    `extents` are the columns of `BlobBuilder`, `metadata` the image in pieces of any size. They
+    are packed in a thread while they are made. The sizes in `header` are those given, but for the
+    metadata's and the file's own.
     """
     blank = _pack_header(header, [Table(kind, 0, 0, b"") for kind in Kind])
     names = b"".join(path + b"\0" for path in implied)
-    sections: dict[Kind, Iterator[tuple[int, bytes]]] = {
-        Kind.METADATA: _file(metadata),
-        Kind.EXTENTS: _extents(*extents),
-        Kind.POINTS: ((p.out, struct.pack("<Q", p.bit) + p.window) for p in points),
-        Kind.CHUNKS: _cut(bytes(digests), layout.DIGEST),
-        Kind.IMPLIED: _cut(names, 1),
-    }
-    with ThreadPoolExecutor(_PACKERS, "index") as packers:
-        writer = _Writer(out, len(blank), packers)
-        blocks = {
-            kind: writer.blocks(of, pack=kind is not Kind.CHUNKS) for kind, of in sections.items()
-        }
-    tables = [writer.table(kind, table) for kind, table in blocks.items()]
-    size = writer.at
+    writer = _Writer(out, len(blank))
+    try:
+        metadata_size = writer.pack(Kind.METADATA, _blocks(metadata))
+        writer.pack(Kind.EXTENTS, _extents(*extents))
+        writer.store(Kind.POINTS, points)
+        writer.store(Kind.CHUNKS, _as_they_are(_cut(bytes(digests), layout.DIGEST)))
+        writer.pack(Kind.IMPLIED, _cut(names, 1))
+        tables = writer.finish()
+    finally:
+        writer.close()
+    header = header._replace(file_size=writer.at, metadata_size=metadata_size)
     out.seek(0)
-    out.write(_pack_header(header._replace(file_size=size), tables))
-    out.seek(size)
+    out.write(_pack_header(header, tables))
+    out.seek(writer.at)
+    return header
 
 
 class _Writer:
-    def __init__(self, out: BinaryIO, header_size: int, packers: Executor) -> None:
+    """Writes blocks in the order in which they are given; its thread packs and hashes them."""
+
+    def __init__(self, out: BinaryIO, header_size: int) -> None:
         self.at = header_size
+        """Offset of what comes next; right once `finish` has returned."""
         self._out = out
-        self._packers = packers
+        self._tables = {kind: bytearray() for kind in Kind}
+        self._worker = Worker("index", self._one, _BEHIND)
         out.seek(header_size)
 
-    def blocks(self, blocks: Iterable[tuple[int, bytes]], *, pack: bool) -> bytes:
-        """Write blocks, given as (key, content); the table of them."""
-        table = bytearray()
-        todo = iter(blocks)
-        while batch := list(islice(todo, _BATCH)):
-            contents = [content for _, content in batch]
-            stored_ones = self._packers.map(_packed, contents) if pack else contents
-            for (key, content), stored in zip(batch, stored_ones, strict=True):
-                sha256 = hashlib.sha256(stored).digest()
-                table += layout.BLOCK.pack(key, self.at, len(stored), len(content), sha256)
-                self._write(stored)
-        return bytes(table)
+    def close(self) -> None:
+        """End the thread, also half-way."""
+        self._worker.close()
 
-    def table(self, kind: Kind, table: bytes) -> Table:
-        """Write a section's table."""
+    def pack(self, kind: Kind, blocks: Iterable[tuple[int, bytes]]) -> int:
+        """Write the blocks of a section, given as (key, content); the size of all, unpacked."""
+        size = 0
+        for key, content in blocks:
+            self._worker.submit(kind, Block(key, len(content), content), True)
+            size += len(content)
+        return size
+
+    def store(self, kind: Kind, blocks: Iterable[Block]) -> None:
+        """Write blocks that are packed already."""
+        for block in blocks:
+            self._worker.submit(kind, block, False)
+
+    def finish(self) -> list[Table]:
+        """Write the tables."""
+        self._worker.finish()
+        return [self._table(kind, bytes(table)) for kind, table in self._tables.items()]
+
+    def _one(self, kind: Kind, block: Block, pack: bool) -> None:
+        key, size, stored = layout.pack(block.key, block.stored) if pack else block
+        sha256 = hashlib.sha256(stored).digest()
+        self._tables[kind] += layout.BLOCK.pack(key, self.at, len(stored), size, sha256)
+        self._write(stored)
+
+    def _table(self, kind: Kind, table: bytes) -> Table:
         at = self.at
         self._write(table)
         return Table(kind, len(table) // layout.BLOCK.size, at, hashlib.sha256(table).digest())
@@ -86,10 +100,8 @@ class _Writer:
         self.at += len(data)
 
 
-def _packed(content: bytes) -> bytes:
-    """As it is stored: packed if that is smaller."""
-    stored = zlib.compress(content, 6)
-    return stored if len(stored) < len(content) else content
+def _as_they_are(blocks: Iterable[tuple[int, bytes]]) -> Iterator[Block]:
+    return (Block(key, len(content), content) for key, content in blocks)
 
 
 def _pack_header(header: Header, tables: Sequence[Table]) -> bytes:
@@ -123,11 +135,18 @@ def _pack_header(header: Header, tables: Sequence[Table]) -> bytes:
     return packed + hashlib.sha256(packed).digest()
 
 
-def _file(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def _blocks(pieces: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Pieces of any size as blocks of one, each with its offset."""
     at = 0
-    while block := file.read(layout.BLOCK_SIZE):
-        yield at, block
-        at += len(block)
+    waiting = bytearray()
+    for piece in pieces:
+        waiting += piece
+        while len(waiting) >= layout.BLOCK_SIZE:
+            yield at, bytes(waiting[: layout.BLOCK_SIZE])
+            del waiting[: layout.BLOCK_SIZE]
+            at += layout.BLOCK_SIZE
+    if waiting:
+        yield at, bytes(waiting)
 
 
 def _cut(data: bytes, unit: int) -> Iterator[tuple[int, bytes]]:
@@ -143,12 +162,10 @@ def _extents(
         part = slice(start, start + layout.EXTENTS)
         columns = [offsets[part], positions[part], lengths[part]]
         sizes = columns[2]
-        gaps = [_gaps(columns[0], sizes), _gaps(columns[1], sizes), sizes.tolist()]
-        flat = [number for column in gaps for number in column]
+        flat = [*_gaps(columns[0], sizes), *_gaps(columns[1], sizes), *sizes]
         yield offsets[start], struct.pack(f"<{len(flat)}Q", *flat)
 
 
-def _gaps(starts: array[int], lengths: array[int]) -> list[int]:
+def _gaps(starts: array[int], lengths: array[int]) -> Iterator[int]:
     """From the end of each range to the start of the next; the first from 0."""
-    ends = [0, *(start + length for start, length in zip(starts, lengths, strict=True))]
-    return [start - end for start, end in zip(starts, ends[:-1], strict=True)]
+    return map(sub, starts, [0, *map(add, starts, lengths)])

@@ -14,6 +14,9 @@ INTERVAL = 1 << 20
 """Bytes of output between two points of a gzip layer, unless `build` is told another. What a read
 fetches and decodes in vain is half of it on average; half of it again doubles what points take."""
 
+PACKED_INTERVAL = 896 << 10
+"""Bytes of input between two points at most, and a deflate block: two spans stay below 2 MiB."""
+
 
 class Point(NamedTuple):
     """Decoding can begin at `bit`, a bit offset in the compressed layer, given `window`.
@@ -25,3 +28,7 @@ class Point(NamedTuple):
     out: int
     bit: int
     window: bytes
+
+
+Keep = Callable[[Point], None]
+"""Takes the next point."""

@@ -21,7 +21,6 @@ from pagein.images.layers.tarbytes import WHOLE, Run, TarBytes
 from pagein.origins.base import Origin, OriginError, check_range
 
 _BATCH = 1 << 20  # bytes put together at a time
-_NEAR = 8 << 20  # bytes of the blob in which the rest of a span is looked for: files are padded
 
 
 Part = tuple[int, memoryview]
@@ -102,12 +101,15 @@ class LayerOrigin(Origin):
         low, high = index.point_out(first), index.point_out(last + 1)
         if first < 0 or high - low > WHOLE:
             return start, end
-        near = index.pieces(max(0, start - _NEAR), min(self._size, end + _NEAR))
-        inside = [p for p in near if low <= p.position and p.position + p.length <= high]
-        if not inside:
+        inside = index.within(low, high, wanted[0].offset)
+        if inside is None:
             return start, end
-        begin = -(-inside[0].offset // chunk) * chunk
-        stop = (inside[-1].offset + inside[-1].length) // chunk * chunk
+        # What a chunk has of a neighbour must be here too.
+        begin, stop = inside[0] // chunk * chunk, min(-(-inside[1] // chunk) * chunk, self._size)
+        if begin < inside[0] and not self._tar.has(first - 1):
+            begin += chunk
+        if stop > inside[1] and not self._tar.has(last + 1):
+            stop = inside[1] // chunk * chunk
         return min(start, begin), max(end, stop)
 
     def _until(self, start: int, end: int) -> int:

@@ -18,12 +18,13 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from pagein.images.layers.errors import LayerError
+from pagein.images.layers.guesses import Guesses
 from pagein.images.layers.gzip import GzipDecoder
 from pagein.images.layers.index import Place
 from pagein.images.layers.zstd import ZstdDecoder
 from pagein.origins.base import Origin, OriginError
 
-KEPT: Final = 32 << 20
+KEPT: Final = 64 << 20
 """Bytes of spans that are kept, over all layers of a process: an image may have a hundred."""
 
 REQUESTS: Final = 16
@@ -36,6 +37,7 @@ class Kept:
     def __init__(self, budget: int = KEPT, *, requests: int = REQUESTS) -> None:
         """`budget` in bytes; spans in use stay beyond it."""
         self.slots = asyncio.Semaphore(requests)
+        self.guesses = Guesses()
         self._budget = budget
         self._spans: OrderedDict[Span, dict[int, Span]] = OrderedDict()
 
@@ -71,11 +73,15 @@ class Span:
         self.number = place.number
         self.out = place.point.out
         self.size = place.size
+        self.length = place.end - place.start
+        """Bytes of the layer."""
         self.at, self.end = place.start, place.end
         """What of the layer is still to be received."""
         self.users = 0
         self.error: Exception | None = None
         self.transfer: Transfer | None = None
+        self.guess: int | None = None
+        """If nobody asked for it yet: how many guesses before it, in a row, came true."""
         self._decoder = decoder
         self._tasks = tasks
         self._packed: list[bytes] = []

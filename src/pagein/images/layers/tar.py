@@ -37,6 +37,7 @@ _TYPES = {
     b"D": stat.S_IFDIR,  # with a list of names as data, old GNU incremental
 }
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # whatever their size field says
+_SIMPLE = (b"0", b"\0", b"7", *_WITHOUT_DATA)
 _SKIPPED = (b"V", b"A", b"I")  # volume label; Solaris: ACLs, inode numbers
 _MULTI_VOLUME = (b"M", b"N")
 _RESET_BY_EMPTY = {b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime"}  # POSIX; not xattrs
@@ -118,6 +119,22 @@ class TarParser:
             parts.append(bytes(part))
         return b"".join(parts)
 
+    def _tell(self, entry: Entry, stored: int) -> _Steps:
+        """Tell of a member and its data."""
+        self._visitor.entry(entry)
+        if not stored:
+            return
+        # As data of a directory there are only lists of names (type D, and V7's "name/").
+        tell = not entry.is_dir
+        begin = self._at
+        padded = begin + stored + -stored % BLOCK
+        if padded > len(self._view):
+            yield from self._pass(stored, entry.path, tell=tell)
+            return
+        self._at = padded
+        if tell:
+            self._visitor.data(self._base + begin, self._view[begin : begin + stored])
+
     def _pass(self, length: int, name: bytes, *, tell: bool) -> _Steps:
         """Go over `length` bytes of data, and the padding to a whole block behind them."""
         start = self._position
@@ -150,16 +167,28 @@ class TarParser:
                 block = yield from self._take(BLOCK, _A_HEADER)
             if block in (ZERO_BLOCK, b""):
                 break
-            yield from self._member(block, at)
+            header = tarheader.parse(block, at)
+            if header.kind in _SIMPLE and not self._global:  # nearly all
+                entry, stored = self._simple(header, at)
+                yield from self._tell(entry, stored)
+            else:
+                yield from self._member(header, block, at)
         self.ended = True
         yield
 
-    def _member(self, block: bytes, at: int) -> _Steps:
+    def _simple(self, header: Header, at: int) -> tuple[Entry, int]:
+        """A member whose header block says everything, and how much data it has in the archive."""
+        stored = 0 if header.kind in _WITHOUT_DATA else _checked(header.size, at)
+        entry = _entry(header, {}, [], at)
+        if stored and stat.S_ISREG(entry.mode):
+            self._whole(entry, stored)
+        return entry, stored
+
+    def _member(self, header: Header, block: bytes, at: int) -> _Steps:
         """A header that is no extension of one, or extensions up to and with the header."""
         records: pax.Records = []
         name = link = None
         while True:
-            header = tarheader.parse(block, at)
             kind = header.kind
             if kind in (b"x", b"X"):
                 records = yield from self._records(header, at)
@@ -180,6 +209,7 @@ class TarParser:
                     self.ended = True
                     yield
                 raise LayerError(f"tar: an extended header without a member at offset {at}")
+            header = tarheader.parse(block, at)
         if name is not None:
             header = header._replace(name=name)
         if link is not None:
@@ -222,8 +252,7 @@ class TarParser:
             stored = pax.number(values[b"size"], b"size", at)
         if kind in _WITHOUT_DATA:
             stored = 0
-        if not 0 <= stored <= _MAX_SIZE:
-            raise LayerError(f"tar: impossible size {stored} at offset {at}")
+        stored = _checked(stored, at)
         name = values.get(b"path", header.name)
         if kind in _SKIPPED:
             yield from self._pass(stored, name, tell=False)
@@ -233,10 +262,7 @@ class TarParser:
             stored = yield from self._layout(entry, header, block, records, values, stored)
         elif stat.S_ISREG(entry.mode):
             self._whole(entry, stored)
-        self._visitor.entry(entry)
-        # As data of a directory there are only lists of names (type D, and V7's "name/").
-        if stored:
-            yield from self._pass(stored, name, tell=not entry.is_dir)
+        yield from self._tell(entry, stored)
 
     # ---- where the data lies
 
@@ -310,6 +336,12 @@ class TarParser:
                 wanted = 1 + 2 * pax.number(lines[0], b"the length of a sparse map", at)
         values = [pax.number(line, b"a sparse map", at) for line in lines[1:wanted]]
         return list(zip(values[::2], values[1::2], strict=True))
+
+
+def _checked(size: int, at: int) -> int:
+    if not 0 <= size <= _MAX_SIZE:
+        raise LayerError(f"tar: impossible size {size} at offset {at}")
+    return size
 
 
 def _entry(header: Header, values: dict[bytes, bytes], records: pax.Records, at: int) -> Entry:

@@ -7,6 +7,7 @@ large for that are decoded by cursors.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Final
@@ -14,9 +15,10 @@ from typing import Final
 from pagein.images.layers.cursors import Cursors
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression
+from pagein.images.layers.guesses import at_once
 from pagein.images.layers.gzip import GzipDecoder
 from pagein.images.layers.index import Index, Place
-from pagein.images.layers.spans import Kept, Span, Transfer
+from pagein.images.layers.spans import Kept, Span, Transfer, own
 from pagein.images.layers.zstd import ZstdDecoder
 from pagein.origins.base import Origin
 
@@ -107,11 +109,27 @@ class TarBytes:
         """A span that is here or on its way; so are those that follow, as far as `until`."""
         last = max(number, self._index.point_before(until - 1))
         while (first := self._missing(number, last)) is not None:
-            places = await asyncio.to_thread(self._places, first, last)
-            self._transfer([place for place in places if self._lacks(place.number)])
+            places = await asyncio.to_thread(self._places, first, last + 1)
+            self._transfer([place for place in places if self._lacks(place.number)], last)
         span = self._spans[number]
         self._kept.touch(span, self._spans)
+        if span.guess is not None:
+            self._came_true(span)
         return span
+
+    def _came_true(self, span: Span) -> None:
+        """Somebody reads a span that was guessed: guess the next ones."""
+        run, span.guess = span.guess or 0, None
+        self._kept.guesses.came_true(span.length)
+        following = span.number + 1
+        if following < self._index.points and self._lacks(following):
+            own(self._tasks, self._guess(following, run + 1))
+
+    async def _guess(self, number: int, run: int) -> None:
+        with contextlib.suppress(LayerError):  # whoever reads it will meet it
+            last = min(number + at_once(run), self._index.points) - 1
+            places = await asyncio.to_thread(self._places, number, last)
+            self._transfer([place for place in places if self._lacks(place.number)], -1, run)
 
     def _missing(self, number: int, last: int) -> int | None:
         """The first span from `number` on that nobody fetches yet, if it is due."""
@@ -133,16 +151,25 @@ class TarBytes:
     def _large(self, number: int) -> bool:
         return self._index.point_out(number + 1) - self._index.point_out(number) > WHOLE
 
-    def _transfer(self, places: list[Place]) -> None:
-        """Ask for the first of `places`, and for those that follow without a gap."""
-        spans: list[Span] = []
+    def _transfer(self, places: list[Place], last: int, run: int = 0) -> None:
+        """Ask for the first of `places`, and for those that follow without a gap.
+
+        Those beyond `last` are guesses, `run` of which came true before.
+        """
+        guesses, spans = self._kept.guesses, list[Span]()
         for place in places:
-            if spans and place.number != spans[-1].number + 1:
+            known = self._spans.get(place.number)
+            in_part = known is not None and place.start < known.at < place.end
+            if spans and (in_part or place.number != spans[-1].number + 1):
+                break
+            guessed = place.number > last
+            if guessed and not guesses.allow(place.end - place.start):
                 break
             spans.append(self._span(place))
-            if spans[-1].at != place.start and len(spans) > 1:
-                spans.pop()
-                break
+            if guessed:
+                spans[-1].guess = run
+            else:
+                guesses.asked(spans[-1].length)
         if spans:
             Transfer(spans, self._origin, self._kept, self._tasks)
 
@@ -165,6 +192,7 @@ class TarBytes:
     def _places(self, first: int, last: int) -> list[Place]:
         """Spans from `first` on, for one request."""
         places = [self._place(first)]
+        last = min(last, self._index.points - 1)
         while places[-1].number < last and not self._large(places[-1].number + 1):
             place = self._place(places[-1].number + 1)
             if place.end - places[0].start > REQUEST:

@@ -17,7 +17,8 @@ from pagein.images.layers.errors import LayerError
 BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
 
-_FIELDS = struct.Struct("100s8s8s8s12s12s8sc100s6s2s32s32s8s8s155s12s")
+_FIELDS = struct.Struct("100s24s12s12s8sc100s6s66x8s8s155s12s")
+_OWNER = struct.Struct("8s8s8s")
 _OCTAL = re.compile(rb" *([0-7]*)(?:[ \0]|\Z)")
 _MAX = (1 << 63) - 1
 
@@ -42,10 +43,19 @@ def text(field: bytes) -> bytes:
     return field.partition(b"\0")[0]
 
 
-@functools.lru_cache(maxsize=4096)  # owners, modes and times are few
 def _octal(field: bytes) -> int | None:
     match = _OCTAL.match(field)
     return int(match[1] or b"0", 8) if match is not None else None
+
+
+# Modes, owners and times are few.
+_time = functools.lru_cache(maxsize=4096)(_octal)
+
+
+@functools.lru_cache(maxsize=4096)
+def _mode_and_owner(fields: bytes) -> tuple[int, int, int] | None:
+    mode, uid, gid = map(_octal, _OWNER.unpack(fields))
+    return None if mode is None or uid is None or gid is None else (mode, uid, gid)
 
 
 def number(field: bytes, what: str, at: int) -> int:
@@ -64,41 +74,52 @@ def number(field: bytes, what: str, at: int) -> int:
 
 def parse(block: bytes, at: int) -> Header:
     """The header in `block`, which lies `at` this offset; LayerError if its checksum is wrong."""
-    fields = _FIELDS.unpack(block)
-    name, mode, uid, gid, size, mtime, checksum, kind, link, magic = fields[:10]
-    major, minor, prefix = fields[13:16]
+    (name, owner, size, mtime, checksum, kind, link, magic, major, minor, prefix, end) = (
+        _FIELDS.unpack(block)
+    )
     _check(block, checksum, at)
-    name = text(name)
-    if magic == b"ustar\0":
+    name = name.partition(b"\0")[0]
+    if magic == b"ustar\0" and prefix[0]:
         # star keeps times behind a prefix of 131 bytes, and says "tar" in the last four.
-        prefix = text(prefix[:131] if block[508:] == b"tar\0" else prefix)
-        if prefix:
-            name = prefix + b"/" + name
-    device = kind in (b"3", b"4")
+        name = text(prefix[:131] if end[8:] == b"tar\0" else prefix) + b"/" + name
+    mode, uid, gid = _mode_and_owner(owner) or _odd_owner(owner, at)
+    stored, seconds = _octal(size), _time(mtime)
+    device = kind in b"34"
     return Header(
         name,
-        number(mode, "a mode", at),
-        number(uid, "a uid", at),
-        number(gid, "a gid", at),
-        number(size, "a size", at),
-        number(mtime, "an mtime", at),
+        mode,
+        uid,
+        gid,
+        number(size, "a size", at) if stored is None else stored,
+        number(mtime, "an mtime", at) if seconds is None else seconds,
         kind,
-        text(link),
+        text(link) if link[0] else b"",
         # Only devices have numbers there: others leave anything in these fields.
         number(major, "a device number", at) if device else 0,
         number(minor, "a device number", at) if device else 0,
     )
 
 
-def _sum(data: bytes) -> int:
-    """Of at most 256 bytes: Adler-32 holds it, and one, modulo 65521 (RFC 1950 9). Exact, in C."""
-    return (zlib.adler32(data) & 0xFFFF) - 1
+def _odd_owner(fields: bytes, at: int) -> tuple[int, int, int]:
+    mode, uid, gid = _OWNER.unpack(fields)
+    return number(mode, "a mode", at), number(uid, "a uid", at), number(gid, "a gid", at)
 
 
 def _check(block: bytes, stored: bytes, at: int) -> None:
-    """The sum of all bytes with the field itself as blanks; some old tars summed signed chars."""
-    found = number(stored, "a checksum", at)
-    total = _sum(block[:256]) + _sum(block[256:]) - _sum(stored) + 8 * 32
+    """The sum of all bytes with the field itself as blanks; some old tars summed signed chars.
+
+    Adler-32 has the sum of up to 256 bytes, and one, modulo 65521 (RFC 1950 9): exact, in C.
+    """
+    found = _octal(stored)
+    if found is None:
+        found = number(stored, "a checksum", at)
+    adler32 = zlib.adler32
+    total = (
+        (adler32(block[:256]) & 0xFFFF)
+        + (adler32(block[256:]) & 0xFFFF)
+        - (adler32(stored) & 0xFFFF)
+        + (8 * 32 - 1)
+    )
     if found == total:
         return
     signed = total - 256 * sum(byte > 127 for byte in block[:148] + block[156:])

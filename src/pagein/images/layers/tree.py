@@ -30,6 +30,7 @@ _NAMESPACES = (b"user.", b"trusted.", b"security.")  # what EROFS can name
 _ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 _WHITEOUT, _AUFS, _OPAQUE_MARK = b".wh.", b".wh..wh.", b".wh..wh..opq"
 _NO_PARTS = (b"", b".")
+_DOTS = (b".", b"..")
 _NAME_MAX, _PATH_MAX, _LINKS_MAX = 255, 4096, 40
 _XATTR_NAME_MAX, _XATTR_VALUE_MAX = 255, 65536  # of Linux
 _MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1  # of a device number in EROFS
@@ -57,15 +58,23 @@ class TreeBuilder:
         self._whiteouts: list[tuple[Node, bytes]] = []
         self._nodes = 0
         self._names = 0
-        self._parent: tuple[bytes, Node] | None = None  # of the last entry: the next one's, mostly
+        # Of the last entry: the next one's, mostly. The path as it was written, "/" and all.
+        self._parent: tuple[bytes, Node] | None = None
 
     def add(self, entry: Entry) -> None:
         """Take one member; LayerError if it has no place in a file system."""
-        names = _split(entry.path, "name")
-        self._names += len(entry.path) + len(entry.linkname)
+        path = entry.path
+        self._names += len(path) + len(entry.linkname)
         if entry.xattrs:
             self._names += sum(len(k) + len(v) for k, v in entry.xattrs.items())
-        self._count(entry.path)
+        self._count(path)
+        parent = self._parent
+        if parent is not None and not entry.hardlink and path.startswith(parent[0]):
+            name = path[len(parent[0]) :].removesuffix(b"/")
+            if _is_plain(name) and len(path) <= _PATH_MAX:
+                self._put(parent[1], name, self._node(entry))
+                return
+        names = _split(path, "name")
         if not names:
             self._set_root(entry)
             return
@@ -75,11 +84,11 @@ class TreeBuilder:
         if name.startswith(_WHITEOUT):
             self._whiteout(entry, parents, name)
             return
-        parent = self._directory_of(parents, entry.path)
+        directory = self._directory_of(parents, path)
         if entry.hardlink:
-            self._hardlink(entry, parent, name)
+            self._hardlink(entry, directory, name)
             return
-        self._put(parent, name, self._node(entry))
+        self._put(directory, name, self._node(entry))
 
     def finish(self) -> Tree:
         """The tree. Whiteouts stand aside for what the same layer holds (OCI image-spec)."""
@@ -99,12 +108,10 @@ class TreeBuilder:
 
     def _directory_of(self, names: list[bytes], path: bytes) -> Node:
         """The directory that `names` lead to; what is missing of it is made."""
-        key = b"/".join(names)
-        if self._parent is not None and self._parent[0] == key:
-            return self._parent[1]
         node = self._walk_to(names, path, make=True)
         assert node is not None
-        self._parent = (key, node)
+        above, slash, _ = path.rstrip(b"/").rpartition(b"/")
+        self._parent = (above + slash, node) if _parts(above) == names else None
         return node
 
     def _walk_to(self, names: list[bytes], path: bytes, *, make: bool) -> Node | None:
@@ -248,12 +255,26 @@ def _split(path: bytes, what: str) -> list[bytes]:
     """The parts of `path`; LayerError for what no file system or no careful tar takes."""
     if len(path) > _PATH_MAX:
         raise LayerError(f"{show(path)}: {what} of {len(path)} bytes: {_PATH_MAX} is the most")
-    parts = [part for part in path.split(b"/") if part not in _NO_PARTS]
+    parts = _parts(path)
     if b".." in parts:
         raise LayerError(f"{show(path)}: {what} with '..' in it: refused")
     if len(path) > _NAME_MAX and parts and max(map(len, parts)) > _NAME_MAX:
         raise LayerError(f"{show(path)}: {what} with a part of more than {_NAME_MAX} bytes")
     return parts
+
+
+def _parts(path: bytes) -> list[bytes]:
+    return [part for part in path.split(b"/") if part not in _NO_PARTS]
+
+
+def _is_plain(name: bytes) -> bool:
+    """Whether it is one part of a path, and means nothing but itself."""
+    return (
+        0 < len(name) <= _NAME_MAX
+        and b"/" not in name
+        and name not in _DOTS
+        and not name.startswith(_WHITEOUT)
+    )
 
 
 def _device(entry: Entry) -> int:

@@ -6,13 +6,22 @@ they let the rest follow untouched.
 
 A block refers to at most the 32 KiB before it, to few of them in fact. Which, is found by decoding
 again with two windows of labels: an output byte that comes from the window then differs between
-the two, and both together tell from where. All others are the same in both, so this is exact.
+the two, and both together tell from where. All others are the same in both.
+
+It is enough to look at every third byte of output, and to keep two bytes more on either side of
+where each comes from, since no match is shorter than three bytes (RFC 1951 3.2.5). Those at the
+edges may have less than that of the window, or of the output: the window's last two bytes and the
+output's last one are always among them. What a match copies of an earlier one's output, that one
+has copied whole. A few bytes too many are kept so, for half the time.
 """
 
 from __future__ import annotations
 
+import struct
 import zlib
+from collections.abc import Iterable
 
+from pagein.images.layers.deflate import ERRORS, decompressor
 from pagein.images.layers.inflate import WINDOW
 
 # An empty block with fixed codes is 10 bits, the shortest with dynamic codes that is odd is 97:
@@ -46,8 +55,7 @@ def enter(bit: int, first: int, window: bytes) -> tuple[zlib._Decompress, bytes]
 
     `first` is the byte which that bit lies in; feed what follows that byte next.
     """
-    decoder = zlib.decompressobj(-15, zdict=window) if window else zlib.decompressobj(-15)
-    return decoder, preamble(bit % 8, first)
+    return decompressor(-15, window), preamble(bit % 8, first)
 
 
 def sparse(window: bytes, bit: int, data: bytes, output: bytes) -> bytes:
@@ -63,18 +71,35 @@ def sparse(window: bytes, bit: int, data: bytes, output: bytes) -> bytes:
         a, b = (_decode(labels[:count], bit, data, len(output)) for labels in (_LOW, _HIGH))
         if not len(a) == len(b) == len(output):
             return window
-        pairs = bytearray(2 * len(output))
-        pairs[::2], pairs[1::2] = a, b
+        if a == b:
+            return bytes(count)
         kept = bytearray(count)
-        for pair in set(memoryview(pairs).cast("H")):
-            low, high = pair & 255, pair >> 8
-            if low != high:  # else a literal, the same in both
-                source = low + 255 * (high - low - 1 & 255)
-                kept[source] = window[source]
+        kept[-2:] = window[-2:]
+        for pair in _pairs(a[::_STRIDE] + a[-1:], b[::_STRIDE] + b[-1:]):
+            low = pair & 255
+            source = low - 1 + 255 * (((pair >> 8) - low - 1) % 255)
+            begin, end = max(0, source - 2), source + 3
+            kept[begin:end] = window[begin:end]
         result = bytes(kept)
         return result if _decode(result, bit, data, len(output)) == output else window
-    except zlib.error:
+    except ERRORS:
         return window
+
+
+def _pairs(a: bytes, b: bytes) -> Iterable[int]:
+    """Where the two differ: what is in `a`, plus 256 times what is in `b`, each pair once.
+
+    All bytes at once, as numbers of that many bytes: what is equal becomes 0 in both, and goes.
+    """
+    low, high = int.from_bytes(a, "little"), int.from_bytes(b, "little")
+    differ = low ^ high
+    differ = ((differ & _SEVENS) + _SEVENS | differ) & _EIGHTHS  # the upper bit of each such byte
+    mask = (differ >> 7) * 255
+    a = (low & mask).to_bytes(len(a), "little").translate(None, b"\0")
+    b = (high & mask).to_bytes(len(b), "little").translate(None, b"\0")
+    pairs = bytearray(2 * len(a))
+    pairs[::2], pairs[1::2] = a, b
+    return set(struct.unpack(f"<{len(a)}H", pairs))
 
 
 def _decode(window: bytes, bit: int, data: bytes, length: int) -> bytes:
@@ -82,6 +107,13 @@ def _decode(window: bytes, bit: int, data: bytes, length: int) -> bytes:
     return decoder.decompress(start + data[1:], length) if length else b""
 
 
-# What stands in place of the window's byte i in either decoding: never the same in both.
-_LOW = bytes(i % 255 for i in range(WINDOW))
-_HIGH = bytes((i % 255 + 1 + i // 255) % 256 for i in range(WINDOW))
+_STRIDE = 3
+_SAMPLES = WINDOW // _STRIDE + 2
+_SEVENS = int.from_bytes(b"\x7f" * _SAMPLES, "little")
+_EIGHTHS = int.from_bytes(b"\x80" * _SAMPLES, "little")
+
+# What stands in place of the window's byte i in either decoding: 1 + i % 255, and i // 255 + 1
+# further in the circle of 1 to 255. Never 0, and never the same in both.
+_CIRCLE = bytes(range(1, 256)) * 2
+_LOW = (_CIRCLE * (WINDOW // 510 + 1))[:WINDOW]
+_HIGH = b"".join(_CIRCLE[row % 255 :][:255] for row in range(1, WINDOW // 255 + 2))[:WINDOW]

@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 from pagein.images.layers.errors import LayerError
-from pagein.images.layers.point import Output, Point
+from pagein.images.layers.point import Keep, Output, Point
 
 if TYPE_CHECKING:
     import zstandard
@@ -133,11 +133,11 @@ class ZstdDecoder:
 
 
 class ZstdUnpacker:
-    """As GzipUnpacker: `output` gets the tar, `points` has one point a frame."""
+    """As GzipUnpacker: `output` gets the tar, `keep` one point a frame."""
 
-    def __init__(self, output: Output) -> None:
-        self.points: list[Point] = []
+    def __init__(self, output: Output, keep: Keep) -> None:
         self._output = output
+        self._keep = keep
         self._decoder = ZstdDecoder()
         self._in = 0
 
@@ -151,7 +151,8 @@ class ZstdUnpacker:
         """The layer is over: LayerError if that is in the middle of a frame."""
         if not self._decoder.complete:
             raise LayerError(f"zstd: truncated: the layer ends after {self._in} bytes")
-        self.points += [Point(out, start * 8, b"") for out, start in self._decoder.frames]
+        for out, start in self._decoder.frames:
+            self._keep(Point(out, start * 8, b""))
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -1,0 +1,71 @@
+"""A thread that works one thing off after the other, a few behind whoever gives it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Generic, TypeVarTuple
+
+Ts = TypeVarTuple("Ts")
+
+
+class Worker(Generic[*Ts]):
+    """Calls `call` with what is submitted, in order, in a thread that begins with the first.
+
+    What `call` raises is raised by a later `submit`, or by `finish`. At most `behind` things wait:
+    `submit` does so too beyond that. `close` it in any case. One thread gives, at a time.
+    """
+
+    def __init__(self, name: str, call: Callable[[*Ts], object], behind: int) -> None:
+        self._name = name
+        self._call = call
+        self._behind = behind
+        self._waiting = 0
+        self._todo: SimpleQueue[tuple[*Ts] | None] = SimpleQueue()
+        self._done: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, *arguments: *Ts) -> None:
+        """Have one more done."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self._name)
+            self._thread.start()
+        self._todo.put(arguments)
+        self._waiting += 1
+        if self._waiting > self._behind:
+            self._take()
+
+    def finish(self) -> None:
+        """Wait until everything is done."""
+        while self._waiting:
+            self._take()
+
+    def close(self) -> None:
+        """End the thread, also half-way; twice is fine. What it has not begun is not done."""
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        try:
+            while True:
+                self._todo.get_nowait()
+        except Empty:
+            self._todo.put(None)
+        self._waiting = 0
+        thread.join()
+
+    def _take(self) -> None:
+        self._waiting -= 1
+        error = self._done.get()
+        if error is not None:
+            raise error
+
+    def _run(self) -> None:
+        while (arguments := self._todo.get()) is not None:
+            error = None
+            try:
+                self._call(*arguments)
+            except BaseException as raised:
+                error = raised
+            self._done.put(error)
+            del arguments, error  # they may hold buffers
