@@ -37,6 +37,7 @@ def brought(layer: IndexedLayer, pieces: list[Piece]) -> tuple[dict[int, bytes],
     async def main() -> dict[int, bytes]:
         with layer.opened() as index:
             ahead = Ahead(origin, Traffic())
+            ahead.guided = True
             data = LayerOrigin(index, ahead)
             found = {}
             try:

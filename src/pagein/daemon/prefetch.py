@@ -158,6 +158,7 @@ class Prefetcher:
         ahead = None
         if opened is None and not local:
             ahead = Ahead(compressed(self._store, self._connections, blob), self._traffic)
+            ahead.guided = True
         layer = _Layer(blob, blob.key(), new, ahead)
         if opened is not None:
             layer.open.set_result(opened)
@@ -172,8 +173,10 @@ class Prefetcher:
         finally:
             for layer in image.layers:
                 self._layers.pop(layer.key, None)
-                if layer.ahead is not None and not layer.claimed:
-                    await layer.ahead.close()
+                if layer.ahead is not None:
+                    layer.ahead.guided = False
+                    if not layer.claimed:
+                        await layer.ahead.close()
 
 
 class _Room:
