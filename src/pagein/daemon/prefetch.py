@@ -169,7 +169,7 @@ class Prefetcher:
             await image.run()
             log.info("%s: prefetch done", image.name)
         except (OSError, LayerError) as problem:
-            log.info("%s: prefetch ended: %s", image.name, problem)
+            log.info("%s: prefetch ended: %s", image.name, str(problem) or type(problem).__name__)
         finally:
             for layer in image.layers:
                 self._layers.pop(layer.key, None)
