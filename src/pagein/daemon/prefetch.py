@@ -141,6 +141,11 @@ class Prefetcher:
 
         blob.seeding.add_done_callback(seeded)
 
+    @property
+    def running(self) -> bool:
+        """Whether there is any."""
+        return bool(self._tasks)
+
     async def close(self) -> None:
         """End all of them."""
         for task in self._tasks:
@@ -153,6 +158,7 @@ class Prefetcher:
         ahead = None
         if opened is None and not local:
             ahead = Ahead(compressed(self._store, self._connections, blob), self._traffic)
+            ahead.guided = True
         layer = _Layer(blob, blob.key(), new, ahead)
         if opened is not None:
             layer.open.set_result(opened)
@@ -161,13 +167,16 @@ class Prefetcher:
     async def _run(self, image: _Image) -> None:
         try:
             await image.run()
+            log.info("%s: prefetch done", image.name)
         except (OSError, LayerError) as problem:
-            log.info("%s: prefetch ended: %s", image.name, problem)
+            log.info("%s: prefetch ended: %s", image.name, str(problem) or type(problem).__name__)
         finally:
             for layer in image.layers:
                 self._layers.pop(layer.key, None)
-                if layer.ahead is not None and not layer.claimed:
-                    await layer.ahead.close()
+                if layer.ahead is not None:
+                    layer.ahead.guided = False
+                    if not layer.claimed:
+                        await layer.ahead.close()
 
 
 class _Room:

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Final
 
-from pagein.origins.base import Origin
+from pagein.origins.base import Origin, OriginError
 
 _GIVEN: Final = 256 << 10  # bytes given out at a time
 _PATIENCE: Final = 1.0  # seconds that a download pauses at most: nothing may wait in a ring
@@ -116,15 +116,10 @@ class Ahead(Origin):
         while offset < end:
             download = self._find(offset)
             if download is not None:
-                piece: bytes | memoryview = (await download.get(offset))[: end - offset]
-                if not piece:
-                    self._forget(download)
-                    continue
-                offset += len(piece)
-                yield piece
-                continue
-            until = min(end, self._next(offset))
-            async with aclosing(self._direct(offset, until - offset)) as pieces:
+                source = self._downloaded(download, offset, min(end, download.high))
+            else:
+                source = self._direct(offset, min(end, self._next(offset)))
+            async with aclosing(source) as pieces:
                 async for piece in pieces:
                     offset += len(piece)
                     yield piece
@@ -156,20 +151,33 @@ class Ahead(Origin):
             download.end()
 
     def drop(self, low: int, high: int) -> None:
-        """[low, high) was read, by all who wanted it."""
+        """Nobody will begin to read [low, high) any more."""
         self._downloads = [d for d in self._downloads if (d.low, d.high) != (low, high)]
 
     # ---- odds and ends
 
-    async def _direct(self, offset: int, length: int) -> AsyncGenerator[bytes | memoryview, None]:
+    async def _downloaded(
+        self, download: _Download, offset: int, end: int
+    ) -> AsyncGenerator[bytes | memoryview, None]:
+        """As much of [offset, end) as comes; all of it also when it is dropped meanwhile."""
+        while offset < end:
+            piece = (await download.get(offset))[: end - offset]
+            if not piece:
+                self._forget(download)
+                return
+            offset += len(piece)
+            yield piece
+
+    async def _direct(self, offset: int, end: int) -> AsyncGenerator[bytes | memoryview, None]:
         """A request of its own. While its reader does something else, it holds nobody back."""
-        stream = aiter(self._origin.stream(offset, length))
+        stream = aiter(self._origin.stream(offset, end - offset))
         try:
-            while True:
+            while offset < end:
                 with self._traffic.direct():
                     piece = await anext(stream, None)
                 if piece is None:
-                    return
+                    raise OriginError.of(str(self), f"ends at byte {offset}", retry=True)
+                offset += len(piece)
                 yield piece
         finally:
             if (aclose := getattr(stream, "aclose", None)) is not None:

@@ -61,6 +61,9 @@ class Origin(ABC):
     instant: bool = False
     """Whether `at_hand` is worth a call."""
 
+    guided: bool = False
+    """Whether somebody knows what will be read next: then nobody needs to guess."""
+
     @abstractmethod
     async def size(self) -> int:
         """The blob's size in bytes; OSError when it cannot be had."""

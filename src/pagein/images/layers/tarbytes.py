@@ -165,7 +165,7 @@ class TarBytes:
             if spans and (in_part or place.number != spans[-1].number + 1):
                 break
             guessed = place.number > last
-            if guessed and not guesses.allow(place.end - place.start):
+            if guessed and (self._origin.guided or not guesses.allow(place.end - place.start)):
                 break
             spans.append(self._span(place))
             if guessed:

@@ -15,12 +15,13 @@ TRACE_TYPE: Final = "application/vnd.pagein.image.trace.v1+jsonl"
 VERSION: Final = 1
 MAX_TRACE: Final = 8 << 20
 """Bytes of a document."""
-MAX_TOUCHES: Final = 1 << 17
+MAX_TOUCHES: Final = 1 << 16
 
 _MAX_LAYERS = 1 << 10
 _HEADER = b'{"pagein_trace":'
 _DIFF_ID = re.compile(r"[a-z0-9]+:[0-9a-f]{32,128}")
 _HIGH = 1 << 62
+_PATH_MAX = 3 << 12  # PATH_MAX of the kernel, each byte as %XX
 
 
 class TraceError(ValueError):
@@ -99,6 +100,8 @@ def _parse_touch(line: bytes, layers: int) -> Touch:
         raise ValueError(f"there is no layer {touch.layer} in the header")
     if not (0 <= touch.offset < _HIGH and 0 < touch.length < _HIGH and 0 <= touch.ms < _HIGH):
         raise ValueError("an offset, a length or a time that cannot be")
+    if len(touch.path) > _PATH_MAX:
+        raise ValueError(f"a path of {len(touch.path)} characters")
     return touch
 
 

@@ -18,6 +18,7 @@ from typing import Final
 from pagein.images.layers.format import Compression
 from pagein.images.layers.index import Index
 from pagein.images.layers.tarbytes import WHOLE
+from pagein.rangeset import RangeSet
 
 PIECE: Final = 2 << 20
 """Bytes of the compressed layer in one request; a single span may have more."""
@@ -53,7 +54,7 @@ def plan(index: Index, wanted: Iterable[Want]) -> list[Piece]:
 
     Spans too large to be decoded at once are left out: they are read from their beginning anyway.
     """
-    spans = _Spans(index, sorted(wanted, key=attrgetter("start")))
+    spans = _Spans(index, sorted(wanted, key=attrgetter("rank")))
     pieces: list[Piece] = []
     for run in spans.runs():
         pieces += spans.cut(run)
@@ -82,15 +83,18 @@ class _Spans:
         if not wanted:
             return
         chunk, size = index.header.chunk, index.header.blob_size
-        first = wanted[0].start // chunk * chunk
-        last = max(want.end for want in wanted)
-        self._pieces = list(index.pieces(first, min(-(-last // chunk) * chunk, size)))
+        first = max(0, min(want.start for want in wanted)) // chunk * chunk
+        last = min(-(-max(want.end for want in wanted) // chunk) * chunk, size)
+        self._pieces = list(index.pieces(first, last))
         self._offsets = [piece.offset for piece in self._pieces]
+        seen = RangeSet()  # what came with a lower rank: nothing is looked at twice
         for want in wanted:
             start = want.start // chunk * chunk
             end = min(-(-want.end // chunk) * chunk, size)
             if 0 <= want.start < end:
-                self._add(want.rank, start, end)
+                for low, high in seen.gaps(start, end):
+                    self._add(want.rank, low, high)
+                seen.add(start, end)
 
     def _add(self, rank: int, start: int, end: int) -> None:
         """Note which spans the chunks [start, end) of the blob are made of, chunk by chunk."""
@@ -99,7 +103,6 @@ class _Spans:
             upto = min(at + chunk, end)
             for number in self._made_of(at, upto):
                 span = self._found.setdefault(number, _Span(rank, at, upto))
-                span.rank = min(span.rank, rank)
                 span.start, span.end = min(span.start, at), max(span.end, upto)
 
     def _made_of(self, start: int, end: int) -> Iterable[int]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
 
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.index import Index
 from pagein.images.traces.document import Touch, Trace, unquote
-from pagein.images.traces.files import Files
+from pagein.images.traces.files import Files, Part
 from pagein.images.traces.plan import Piece, Want, plan
+from pagein.rangeset import RangeSet
 
 
 def plan_layer(index: Index, trace: Trace) -> tuple[list[Piece], int]:
@@ -52,13 +55,22 @@ def _find(
         return [], len(touches)
     wanted = []
     skipped = 0
+    seen = RangeSet()  # of the file; nothing is wanted twice, however often a trace says so
     for rank, touch in touches:
-        inside = [
-            Want(rank, part.position + low - part.offset, part.position + high - part.offset)
-            for part in parts
-            if (low := max(touch.offset, part.offset))
-            < (high := min(touch.offset + touch.length, part.offset + part.length))
-        ]
-        wanted += inside
-        skipped += not inside
+        end = touch.offset + touch.length
+        skipped += next(_inside(parts, touch.offset, end), None) is None
+        for low, high in seen.gaps(touch.offset, end):
+            wanted += [Want(rank, *found) for found in _inside(parts, low, high)]
+        seen.add(touch.offset, end)
     return wanted, skipped
+
+
+def _inside(parts: Sequence[Part], start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where in the blob [start, end) of a file lies, whose `parts` these are."""
+    at = max(0, bisect_right(parts, start, key=attrgetter("offset")) - 1)
+    while at < len(parts) and parts[at].offset < end:
+        part = parts[at]
+        low, high = max(start, part.offset), min(end, part.offset + part.length)
+        if low < high:
+            yield part.position + low - part.offset, part.position + high - part.offset
+        at += 1
