@@ -35,6 +35,8 @@ class Advice(Flag):
 class Cookie:
     """A blob in use: a file of `length` bytes of which some is present."""
 
+    __slots__ = ("file", "object", "session", "users")
+
     def __init__(self, session: Session, obj: CachefilesObject, file: BackingFile) -> None:
         self.session = session
         self.object = obj

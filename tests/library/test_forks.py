@@ -31,7 +31,7 @@ file = pagein.open(sys.argv[1], cache=sys.argv[2])
 wanted = file.pread(1000, 0)
 use = file._blob._use
 held = [
-    file._blob._lock(), use.cookie.file._lock, use.cookie.file.cache.inflight._lock,
+    file._blob._lock(), use.cookie.file.cache.open_files.lock, use.cookie.file.cache.inflight._lock,
     runtime._process.lock, runtime._process.starting,
 ]
 for lock in held:

@@ -64,7 +64,7 @@ class BackingFile:
         self._taking_back = threading.Lock()
         self._owed: list[tuple[int, list[tuple[int, int]]]] = []
         """Slots of failed writes, and what has to become a hole again before they are free."""
-        self._file = HeldFile(cache.open_files, cache.path_of(path), fd)
+        self._file = HeldFile(cache.open_files, cache.directory, path, fd)
         self.length = round_up(object_size)
         self.written = 0
         """Bytes written through this object since it was opened."""
