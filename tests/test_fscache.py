@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.cachefiles.rig import COOKIE, PAGE, VOLUME, Rig, fails, pages, settle, soon, until
@@ -33,12 +34,19 @@ def test_the_size_must_be_wanted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("volume", "cookie"), [(b"a/b", b"c"), (b"", b"c"), (b"v", b""), (b"v", b"c" * 253)]
+    ("volume", "cookie", "number"),
+    [
+        (b"a/b", b"c", errno.ENOBUFS),
+        (b"", b"c", errno.ENOBUFS),
+        (b"v" * 255, b"c", errno.ENOBUFS),
+        (b"v", b"", errno.EINVAL),
+        (b"v", b"c" * 253, errno.EINVAL),
+    ],
 )
-def test_impossible_keys(tmp_path: Path, volume: bytes, cookie: bytes) -> None:
+def test_impossible_keys(tmp_path: Path, volume: bytes, cookie: bytes, number: int) -> None:
     async def main() -> None:
         async with Rig(tmp_path) as rig:
-            await fails(rig.acquiring(cookie, volume), errno.EINVAL)
+            await fails(rig.acquiring(cookie, volume), number)
             assert rig.read() is None
 
     asyncio.run(main())
@@ -220,8 +228,8 @@ def test_the_device_closed_in_the_middle_of_a_lookup(
                 rig.device.release()
                 released.set()
 
-            def look_up(cache: Cache, relative: bytes, size: int) -> BackingFile:
-                file = real(cache, relative, size)
+            def look_up(cache: Cache, *arguments: Any) -> BackingFile:
+                file = real(cache, *arguments)
                 asyncio.run_coroutine_threadsafe(release(), loop).result(30)
                 return file
 

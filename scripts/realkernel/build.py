@@ -29,9 +29,8 @@ CONFIG = HERE / "kernel.config"
 CONFIGURATIONS = ("ondemand", "plain")
 
 _ONDEMAND = ("CACHEFILES_ONDEMAND", "EROFS_FS_ONDEMAND")
-# Fscache cannot be chosen by itself: somebody has to want it.
-_ANOTHER_NETFS = ("NETWORK_FILESYSTEMS", "NET_9P", "9P_FS")
-_INDISPENSABLE = ("CACHEFILES", "EROFS_FS", "HOSTFS", "BLK_DEV_UBD", "EXT4_FS")
+# Of 9p the original mode: fscache cannot be chosen by itself, somebody has to want it.
+_INDISPENSABLE = ("CACHEFILES", "EROFS_FS", "HOSTFS", "BLK_DEV_UBD", "EXT4_FS", "9P_FSCACHE")
 _LOG_LINES = 30
 
 # Before Linux 6.13 the room for a process's vector registers has a fixed size, 2,696 bytes. With
@@ -77,12 +76,11 @@ def _kept(package: str, version: str, config: bytes, directory: Path) -> Path:
 
 
 def _config(configuration: str) -> bytes:
-    """The text of kernel.config; of `plain` another netfs in place of the on-demand mode."""
+    """The text of kernel.config; of `plain` without the on-demand mode."""
     text = CONFIG.read_bytes()
     if configuration == "plain":
         for symbol in _ONDEMAND:
             text = text.replace(f"CONFIG_{symbol}=y\n".encode(), b"")
-        text += "".join(f"CONFIG_{symbol}=y\n" for symbol in _ANOTHER_NETFS).encode()
     return text
 
 

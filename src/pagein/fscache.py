@@ -11,11 +11,13 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Flag
 from weakref import WeakValueDictionary
 
 from pagein.cachefiles import namei
 from pagein.cachefiles.backing import BackingFile
+from pagein.cachefiles.cache import Cache
 from pagein.cachefiles.device import CachefilesDevice, Session
 from pagein.cachefiles.object import CachefilesObject
 from pagein.cachefiles.ondemand import error
@@ -30,6 +32,18 @@ class Advice(Flag):
 
     NONE = 0
     WANT_CACHE_SIZE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a netfs knows of its file, and by what it would know it again (facts 7.3)."""
+
+    size: int = 0
+    """Bytes; of no account in on-demand mode, where the daemon says it."""
+    aux: bytes = b""
+    """Of the file: another version, and what is cached of it is dropped."""
+    coherency: bytes = b""
+    """Of the volume: if it differs, the whole volume is."""
 
 
 class Cookie:
@@ -93,19 +107,30 @@ class FsCache:
         self._leaving: set[asyncio.Task[None]] = set()
         self._locks: WeakValueDictionary[tuple[bytes, bytes], asyncio.Lock] = WeakValueDictionary()
 
-    async def acquire(self, volume_key: bytes, cookie_key: bytes, advice: Advice) -> Cookie:
+    async def acquire(
+        self,
+        volume_key: bytes,
+        cookie_key: bytes,
+        advice: Advice,
+        known: Known = Known(),
+    ) -> Cookie:
         """Look a blob up, asking the user daemon by OPEN when nobody has it in use yet.
 
-        Raises OSError: EINVAL without WANT_CACHE_SIZE or for an impossible key, ENOBUFS without
-        a bound cache or when the file that is there cannot be used, EIO when the OPEN of a new
-        one failed; the daemon's own errno is the cause (`__cause__`), as the kernel keeps it to
-        itself (facts 6).
+        In the original mode nobody is asked: the netfs knows the size. Raises OSError: EINVAL
+        without WANT_CACHE_SIZE in on-demand mode or for an impossible key; ENOBUFS without a bound
+        cache or room in it, or when the file that is there cannot be used; EIO when the OPEN of a
+        new one failed; the daemon's own errno is the cause (`__cause__`), as the kernel keeps it
+        to itself (facts 6).
         """
-        if Advice.WANT_CACHE_SIZE not in advice:
+        session = self.device.session
+        original = session is not None and session.original
+        if Advice.WANT_CACHE_SIZE not in advice and not original:
             raise error(errno.EINVAL)
         # Like the kernel's mount, a lookup goes on to its end whoever is killed meanwhile (facts
         # 7.2): the daemon has an fd by then, and is owed a CLOSE.
-        looking_up = asyncio.get_running_loop().create_task(self._acquire((volume_key, cookie_key)))
+        looking_up = asyncio.get_running_loop().create_task(
+            self._acquire((volume_key, cookie_key), known)
+        )
         try:
             return await asyncio.shield(looking_up)
         except asyncio.CancelledError:
@@ -120,13 +145,13 @@ class FsCache:
         self._leaving.add(leaving)
         leaving.add_done_callback(self._leaving.discard)
 
-    async def _acquire(self, key: tuple[bytes, bytes]) -> Cookie:
+    async def _acquire(self, key: tuple[bytes, bytes], known: Known) -> Cookie:
         async with self._lock(key):
             cookie = self.cookies.get(key)
             if cookie is not None and cookie.session.dead:
                 raise error(errno.ENOBUFS)
             if cookie is None:
-                cookie = await self._look_up(*key)
+                cookie = await self._look_up(*key, known)
                 self.cookies[key] = cookie
             cookie.users += 1
             self._changed()
@@ -155,26 +180,23 @@ class FsCache:
             lock = self._locks[key] = asyncio.Lock()
         return lock
 
-    async def _look_up(self, volume_key: bytes, cookie_key: bytes) -> Cookie:
+    async def _look_up(self, volume_key: bytes, cookie_key: bytes, known: Known) -> Cookie:
         session = self.device.session
         if session is None or session.cache is None or session.dead:
             raise error(errno.ENOBUFS)
-        try:
-            path = namei.object_path(volume_key, cookie_key)
-        except ValueError as problem:
-            raise OSError(errno.EINVAL, str(problem)) from None
-        loop = asyncio.get_running_loop()
-        cache = session.cache
-        await loop.run_in_executor(None, cache.prepare_volume, volume_key)
-        exists = await loop.run_in_executor(None, cache.exists, path)
+        path = _path(volume_key, cookie_key)
         obj = CachefilesObject(volume_key, cookie_key, path)
+        async with session.names:  # who culls it has ended
+            session.looking_up.add(obj)
         try:
-            opening = session.requests.enqueue(obj, Opcode.OPEN)
-            await session.requests.wait(opening, self._timeout)
-            assert obj.size is not None
-            obj.file = await loop.run_in_executor(None, cache.look_up, path, obj.size)
-            if session.dead:
-                raise error(errno.EIO)  # the device was closed meanwhile
+            exists = await self._prepare(session.cache, obj, known)
+        except BaseException as problem:
+            session.close_object(obj)
+            if isinstance(problem, OSError):
+                raise error(errno.ENOBUFS) from problem
+            raise
+        try:
+            obj.file = await self._open(session, session.cache, obj, known)
         except OSError as problem:
             # First let the daemon go on from its copen: it has a CLOSE to read.
             obj.looked_up()
@@ -183,7 +205,34 @@ class FsCache:
             raise error(errno.ENOBUFS if exists else errno.EIO) from problem
         obj.looked_up()
         session.files.add(obj)
+        session.looking_up.discard(obj)
         return Cookie(session, obj, obj.file)
+
+    async def _prepare(self, cache: Cache, obj: CachefilesObject, known: Known) -> bool:
+        """Make the volume's directory; whether there is a file, else there is room for one."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, cache.prepare_volume, obj.volume_key, known.coherency)
+        exists = await loop.run_in_executor(None, cache.exists, obj.path)
+        if not exists:
+            await loop.run_in_executor(None, cache.check_room)
+        return exists
+
+    async def _open(
+        self, session: Session, cache: Cache, obj: CachefilesObject, known: Known
+    ) -> BackingFile:
+        """The object's file, once its size is known."""
+        if session.original:
+            obj.size = known.size
+        else:
+            opening = session.requests.enqueue(obj, Opcode.OPEN)
+            await session.requests.wait(opening, self._timeout)
+        assert obj.size is not None
+        loop = asyncio.get_running_loop()
+        file = await loop.run_in_executor(None, cache.look_up, obj.path, obj.size, known.aux)
+        if session.dead:
+            file.close()
+            raise error(errno.EIO)  # the device was closed meanwhile
+        return file
 
     async def fetch(self, cookie: Cookie, offset: int, length: int, pid: int = 0) -> None:
         """`make_present` for a reader of a file, to whom a cache that is gone is EIO as well."""
@@ -209,6 +258,8 @@ class FsCache:
         while (gap := cookie.file.present.first_gap(start, end)) is not None:
             if cookie.object.state is ObjectState.DROPPING:
                 raise error(errno.EIO)
+            if cookie.session.original:
+                raise error(errno.EIO)  # there is nobody to ask
             first, last = gap[0], min((gap[1] + PAGE_SIZE - 1) & -PAGE_SIZE, cookie.length)
             request = requests.enqueue(cookie.object, Opcode.READ, first, last - first, pid)
             cookie.object.requests += 1
@@ -217,3 +268,15 @@ class FsCache:
                 raise error(errno.EIO)
         if cookie.withdrawn:
             raise error(errno.ENOBUFS)
+
+
+def _path(volume_key: bytes, cookie_key: bytes) -> bytes:
+    """Where an object is. ENOBUFS for what is no volume, as in the kernel; EINVAL for no key."""
+    try:
+        namei.volume_name(volume_key)
+    except ValueError as problem:
+        raise OSError(errno.ENOBUFS, str(problem)) from None
+    try:
+        return namei.object_path(volume_key, cookie_key)
+    except ValueError as problem:
+        raise OSError(errno.EINVAL, str(problem)) from None

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 
 from tests.cachefiles.rig import COOKIE, VOLUME
@@ -35,8 +36,11 @@ def content(file: BackingFile, offset: int, length: int) -> bytes:
     return bytes(data[:got])
 
 
-def graves(directory: Path) -> list[str]:
-    return [path.name for path in (directory / "graveyard").glob("*/*")]
+def graves(directory: Path) -> list[Path]:
+    """What was buried, under the names of the graveyard."""
+    found = list((directory / "graveyard").iterdir())
+    assert all(re.fullmatch("[0-9a-f]{16}", path.name) for path in found)
+    return found
 
 
 _PWRITE = os.pwrite

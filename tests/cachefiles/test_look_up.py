@@ -166,7 +166,7 @@ def test_what_is_no_regular_file_makes_way(
     assert cache.exists(PATH)
     assert not found(cache, SIZE)
     assert path.is_file() and not path.is_symlink()
-    assert graves(tmp_path) == ([path.name] if buried else [])
+    assert len(graves(tmp_path)) == buried
 
 
 def test_an_unreadable_file_system_is_told(

@@ -115,7 +115,7 @@ async def test_ids_wrap_and_pass_over_the_pending() -> None:
     assert (first.ondemand_id, second.ondemand_id) == (0x7FFFFFFF, 1)
     # The two OPENs took the last id and the first one.
     assert half.send(first, Opcode.READ).msg_id == 1
-    half.ondemand._next_id = 1
+    half.ondemand.requests._next_id = 1
     assert half.send(first, Opcode.READ).msg_id == 2
     assert [half.read(), half.read()] != [None, None]
     half.ondemand._next_object_id = 0x7FFFFFFF

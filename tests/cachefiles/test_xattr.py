@@ -24,21 +24,21 @@ def file(tmp_path: Path) -> Iterator[int]:
 
 
 def test_what_a_real_kernel_wrote(file: int) -> None:
-    xattr.set_object(file, 0x8BD000)
+    xattr.set_object(file, ObjectXattr(0x8BD000))
     value = os.getxattr(file, "user.CacheFiles.cache")
     assert value == bytes.fromhex("00000000008bd00000000000000000000100")
     assert xattr.get_object(file) == ObjectXattr(0x8BD000)
 
 
 def test_the_attribute_of_a_volume() -> None:
-    assert bytes.fromhex("00000000") == xattr.VOLUME_COHERENCY
+    assert bytes.fromhex("00000000") == xattr.volume_coherency()
 
 
 @given(U64, U64, U8, U8)
 def test_a_match_is_size_and_type_and_not_dirty(size: int, zero: int, kind: int, what: int) -> None:
     found = ObjectXattr(size, zero, kind, what)
-    assert found.matches(size) == (kind == 1 and what != 4)
-    assert not found.matches(size ^ 1)
+    assert found.matches(ObjectXattr(size)) == (kind == 1 and what != 4)
+    assert not found.matches(ObjectXattr(size ^ 1))
 
 
 def test_missing_is_a_failure_and_not_a_retry(file: int) -> None:

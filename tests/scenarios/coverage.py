@@ -27,10 +27,11 @@ _SECTIONS = {
     "11": "Space and culling",
     "12": "On the disk",
     "13": "EROFS",
+    "14": "What was wrong in the kernel once",
 }
 _HEAD = (
     "# Conformance\n\n"
-    "What the kernel's CacheFiles does in on-demand mode, fact by fact, and whether pagein's kernel"
+    "What the kernel's CacheFiles does, fact by fact, and whether pagein's kernel"
     " half does the same.\n"
     "Each fact is held by scenarios ([tests/scenarios/](../tests/scenarios/README.md)): programs"
     " that run on both. Their transcripts are recorded on Linux 6.12 and compared line by line;"

@@ -28,6 +28,7 @@ class Difference:
 
 _ROOT_OF_OURS = "names in .: directory 700 cache, directory 700 graveyard, file 600 pagein.inflight"
 _FILE = "file of 'blob': mode 600 size 65536 xattr 000000000001000000000000000000000100"
+_AGAIN = ("in $CACHE/cache/Ierofs,blob/@02:",)
 
 DIFFERENCES: tuple[Difference, ...] = (
     Difference(
@@ -38,11 +39,11 @@ DIFFERENCES: tuple[Difference, ...] = (
         ours=("device: '': ok",),
     ),
     Difference(
-        row="`bind` alone is the original mode",
-        facts=("2.1 original mode",),
-        scenarios=("original_mode",),
-        kernel=("device: 'bind': ok",),
-        ours=("device: 'bind': EOPNOTSUPP",),
+        row="a percentage of 2^64 and more wraps",
+        facts=("2.1 limits wrap",),
+        scenarios=("limits_are_percentages",),
+        kernel=("device: 'frun 18446744073709551623%': ok",),
+        ours=("device: 'frun 18446744073709551623%': EINVAL",),
     ),
     Difference(
         row="a symbolic link as `dir` is ENOTDIR",
@@ -153,6 +154,67 @@ DIFFERENCES: tuple[Difference, ...] = (
         ours=("read a/data 12288+4096: EIO",),
     ),
     Difference(
+        row="each new volume gets 256 fan-out directories",
+        facts=("11 fan-out of a failure",),
+        scenarios=("fan_out_of_a_failed_open",),
+        kernel=("names in cache/Ierofs,blob: directories 700 @..: 256",),
+        ours=("names in cache/Ierofs,blob: none",),
+    ),
+    Difference(
+        row="a new backing file is linked when the object is withdrawn",
+        facts=("11 first fill",),
+        scenarios=("cull_what_is_filled_first",),
+        kernel=("device: 'inuse Dblob': ENOENT", *_AGAIN, "device: 'cull Dblob': ENOENT"),
+        ours=("device: 'inuse Dblob': EBUSY", *_AGAIN, "device: 'cull Dblob': EBUSY"),
+    ),
+    Difference(
+        row="`cull` takes what somebody else has open",
+        facts=("11 opened by others",),
+        scenarios=("cull_what_another_has_open",),
+        kernel=(
+            *("device: 'inuse Dblob': ok", *_AGAIN, "device: 'cull Dblob': ok"),
+            "file of 'blob': none",
+        ),
+        ours=(
+            *("device: 'inuse Dblob': EBUSY", *_AGAIN, "device: 'cull Dblob': EBUSY"),
+            f"{_FILE} data pages 0-0",
+        ),
+    ),
+    Difference(
+        row="`cull` and `inuse` act on any directory",
+        facts=("11 no containment",),
+        scenarios=("cull_elsewhere",),
+        kernel=(
+            *("device: 'inuse file': ok", "in $DIR/elsewhere:", "device: 'cull file': ok"),
+            "left elsewhere: []",
+        ),
+        ours=(
+            *("device: 'inuse file': EINVAL", "in $DIR/elsewhere:", "device: 'cull file': EINVAL"),
+            "left elsewhere: ['file']",
+        ),
+    ),
+    Difference(
+        row="EIO of a lookup makes the whole cache dead",
+        facts=("7.6 dead",),
+        scenarios=("an_io_error_of_the_backing_file_system",),
+        kernel=(
+            "device: 'restore': EIO",
+            "object 1: pwrite 4096 at 8192: 4096",
+            "object 1: cread 2: EINVAL",
+            "read a/data 4096+4096: ENOBUFS",
+            "read a/data 0+4096 ...",
+            "read a/data 0+4096: ENOBUFS",
+        ),
+        ours=(
+            "device: 'restore': ok",
+            "object 1: pwrite 4096 at 8192: 4096",
+            "object 1: cread 2: ok",
+            "read a/data 4096+4096: 4096 bytes C",
+            "read a/data 0+4096 ...",
+            "read a/data 0+4096: 4096 bytes B",
+        ),
+    ),
+    Difference(
         row="an anonymous fd's SEEK_SET, CUR and END act on the cache file",
         facts=("8.1 before copen",),
         scenarios=("anon_before_copen",),
@@ -244,6 +306,7 @@ DIFFERENCES: tuple[Difference, ...] = (
 
 ELSEWHERE: dict[str, str] = {
     "a write to a file that somebody mounted directly goes through": "tests/cachefiles",
+    "every cache leaves some of its file system free": "tests/cachefiles",
     "6.1 writes misaligned data at the offset rounded down": "the recordings are of 6.12",
     "a READ waits for ever": "a wait that has no end cannot be shown",
     "a cookie key of 253 to 255 bytes may stop the machine": "it would stop the machine",

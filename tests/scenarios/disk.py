@@ -46,7 +46,7 @@ class Disk:
     def objects(self, volume: str, count: int) -> None:
         """List the files of a volume, with their fan-out directories, once there are `count`."""
         place = self.volume(volume)
-        self._wait(lambda: len(list(place.glob("@*/*"))) >= count, f"{count} files of {volume!r}")
+        self.until(lambda: len(list(place.glob("@*/*"))) >= count, f"{count} files of {volume!r}")
         names = sorted(f"{path.parent.name}/{path.name}" for path in place.glob("@*/*"))
         self._log.say(f"files of volume {volume!r}: {', '.join(names)}")
 
@@ -86,10 +86,11 @@ class Disk:
 
     def wait_for(self, volume: str, key: str) -> None:
         """Wait until an object's file is there: the kernel links it some time after the CLOSE."""
-        self._wait(self.path(volume, key).exists, f"a file of {key!r}")
+        self.until(self.path(volume, key).exists, f"a file of {key!r}")
 
     @staticmethod
-    def _wait(condition: Callable[[], bool], what: str) -> None:
+    def until(condition: Callable[[], bool], what: str) -> None:
+        """Wait for something that nobody tells."""
         give_up = time.monotonic() + DEADLINE
         while not condition():
             assert time.monotonic() < give_up, f"still not there: {what}"
@@ -100,7 +101,7 @@ class Disk:
         path = self.path(volume, key)
         directory = self.volume(volume)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.setxattr(directory, xattr.NAME, xattr.VOLUME_COHERENCY)
+        os.setxattr(directory, xattr.NAME, xattr.volume_coherency())
         with path.open("wb") as file:
             for number, page in data.items():
                 file.seek(number * PAGE)

@@ -205,6 +205,11 @@ class Netfs:
         """Have the page cache of everything emptied."""
         self._log.say(f"drop caches: {self._process.do('drop-caches')}")
 
+    def inject(self, *, errors: bool) -> None:
+        """Have each look at the backing file system fail with EIO, or work again."""
+        said = self._process.do("inject", errors=errors)
+        self._log.say(f"EIO {'from' if errors else 'no more from'} the backing file system: {said}")
+
     def reset(self) -> None:
         """At the end of a scenario: nothing is mounted and nobody waits."""
         for pending in self.started:

@@ -56,6 +56,12 @@ def drop_caches(_: dict[str, Any]) -> str:
     return "ok"
 
 
+def inject(order: dict[str, Any]) -> str:
+    """Have the backing file system fail, or work again, as the cache sees it."""
+    Path("/proc/sys/cachefiles/error_injection").write_text("2" if order["errors"] else "0")
+    return "ok"
+
+
 def reset(_: dict[str, Any]) -> str:
     """Unmount everything."""
     for target in ROOT.iterdir():
@@ -69,6 +75,7 @@ OPS: dict[str, Callable[[dict[str, Any]], str]] = {
     "umount": umount,
     "read": read,
     "drop-caches": drop_caches,
+    "inject": inject,
     "reset": reset,
 }
 

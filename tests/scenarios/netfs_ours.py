@@ -24,6 +24,7 @@ from tests.scenarios.image import PAGE
 from tests.scenarios.reading import summary
 from tests.scenarios.transcript import errno_name
 
+from pagein.cachefiles.cache import Cache
 from pagein.cachefiles.devfs import DeviceFs
 from pagein.cachefiles.device import CachefilesDevice
 from pagein.fscache import Advice, Cookie, FsCache
@@ -32,6 +33,13 @@ from pagein.fscache import Advice, Cookie, FsCache
 def error(number: int) -> OSError:
     """The OSError of an errno."""
     return OSError(number, os.strerror(number))
+
+
+_EXISTS = Cache.exists
+
+
+def _fail(*_: object) -> bool:
+    raise error(errno.EIO)
 
 
 @dataclass(eq=False)
@@ -60,6 +68,8 @@ class Erofs:
         for other in self._mounts.values():
             if (other.volume, other.fsid) == (volume, fsid):
                 raise error(errno.EBUSY if order["domain"] is None else errno.EEXIST)
+        if len(volume) > 255:  # no key for fscache
+            raise error(errno.ENOMEM)
         made = Superblock(volume, fsid)
         try:
             await self._acquire(made, fsid)
@@ -155,6 +165,11 @@ class Erofs:
         """Empty the page cache."""
         for mounted in self._mounts.values():
             mounted.pages.clear()
+        return "ok"
+
+    async def inject(self, order: dict[str, Any]) -> str:
+        """Have the backing file system fail, or work again, as the cache sees it."""
+        setattr(Cache, "exists", _fail if order["errors"] else _EXISTS)  # noqa: B010
         return "ok"
 
     async def reset(self, _: dict[str, Any]) -> str:

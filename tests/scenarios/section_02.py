@@ -115,7 +115,7 @@ def bind_command(w: World) -> None:
     device.write(b"bind")
 
 
-@scenario("2.1 mode sticks", "2.2 bind again")
+@scenario("2.1 mode sticks", "2.2 bind again", "14 error paths")
 def mode_sticks(w: World) -> None:
     """On-demand mode survives a bind that fails; the same fd may bind later."""
     later = w.directory / "later"
@@ -145,6 +145,55 @@ def original_mode(w: World) -> None:
     device.write(b"bind")
     device.write(b"copen 0,0")
     device.write(b"restore")
+
+
+@scenario("2.1 limits form", "2.1 limits wrap")
+def limits_are_percentages(w: World) -> None:
+    """A decimal number and a percent sign, and that is all."""
+    device = w.open()
+    for argument in ("", " ", "8", "8 %", "8%%", "8% ", "-8%", "+8%", "0x8%", "8.5%", "% 8", "8%x"):
+        device.write(b"brun " + argument.encode())
+    device.write(b"brun 010%")
+    device.write(b"bstop %")
+    device.write(b"brun %")
+    device.write(b"frun 18446744073709551623%")
+
+
+@scenario("2.1 limits")
+def limits_hang_together(w: World) -> None:
+    """0 <= stop < cull < run < 100, at each single command."""
+    device = w.open()
+    for kind in ("b", "f"):
+        for command in (
+            *("run 5%", "run 6%", "run 100%", "run 99%"),
+            *("cull 99%", "cull 98%", "stop 98%", "stop 97%"),
+            *("cull 97%", "run 98%", "stop 0%", "cull 0%", "cull 1%", "run 1%", "run 2%"),
+            *("stop 1%", "cull 2%"),
+        ):
+            device.write(f"{kind}{command}".encode())
+
+
+@scenario("2.1 secctx", "14 secctx")
+def secctx_command(w: World) -> None:
+    """Without a security module there are no contexts; that is said at once."""
+    device = w.open()
+    device.write(b"secctx")
+    device.write(b"secctx ")
+    device.write(b"secctx system_u:system_r:cachefiles_kernel_t:s0")
+    device.write(b"secctx again")
+    device.write(b"dir " + os.fsencode(w.cache))
+    device.write(b"bind ondemand")
+
+
+@scenario("2.1 debug")
+def debug_command(w: World) -> None:
+    """A mask in any base; nothing is 0."""
+    device = w.open()
+    for argument in ("", " ", "0", "7", "0x10", "010", "0x", "08", "x", "-1", "+1", "1 ", "1,2"):
+        device.write(b"debug " + argument.encode())
+    device.write(b"debug 18446744073709551616")
+    device.write(b"debug 99999999999999999999999999")
+    device.write(b"debug")
 
 
 @scenario("2.1 restore arguments")
@@ -226,6 +275,15 @@ def bind_on_other_file_systems(w: World) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="pagein-test-") as name:
         w.log.names[name] = "$TMPFS"
         try_bind(w, w.open(), name)
+
+
+@scenario("2.2 read-only")
+def bind_on_a_read_only_file_system(w: World) -> None:
+    """A cache has to be written."""
+    w.room().set_read_only()
+    device = w.open()
+    device.write(b"dir " + os.fsencode(w.cache))
+    device.write(b"bind ondemand")
 
 
 @scenario("2.2 relative directory")

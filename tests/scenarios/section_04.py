@@ -21,7 +21,7 @@ def show_bytes(w: World, device: Device) -> None:
     w.note(f"its bytes: {raw.hex(' ', 4)}")
 
 
-@scenario("4 header", "4 OPEN", "4 READ", "4 CLOSE", "4 volume key")
+@scenario("4 header", "4 OPEN", "4 READ", "4 CLOSE", "4 volume key", "14 volume key")
 def messages(w: World) -> None:
     """The three messages, byte by byte."""
     device = w.bound()
@@ -66,7 +66,7 @@ def keys_of_other_bytes(w: World) -> None:
         mounting.settle()
 
 
-@scenario("4.1 first id", "4.1 not reused", "4.2 first id")
+@scenario("4.1 first id", "4.1 not reused", "4.2 first id", "14 cyclic ids")
 def ids_count_up(w: World) -> None:
     """Ids of requests begin with 0 at every open of the device and are not used again at once."""
     device = w.bound()
@@ -107,7 +107,7 @@ def object_ids(w: World) -> None:
     w.opening(device, "a", "one")
 
 
-@scenario("4.3 round robin", "4.3 wraps")
+@scenario("4.3 round robin", "4.3 wraps", "14 round robin")
 def round_robin(w: World) -> None:
     """Requests are handed out from the one after the last, and then from the first again."""
     device = w.bound()
@@ -126,7 +126,7 @@ def round_robin(w: World) -> None:
         reading.result()
 
 
-@scenario("4.3 kick", "4.3 reopening", "5 closed object", "5 reopening object")
+@scenario("4.3 kick", "4.3 reopening", "5 closed object", "5 reopening object", "14 POLLIN")
 def read_of_a_closed_object(w: World) -> None:
     """A READ of an object without fd has it opened again; until then it is not delivered."""
     device = w.bound()

@@ -52,7 +52,7 @@ def copen_before_read(w: World) -> None:
     w.serve_mount(device, mounting)
 
 
-@scenario("6 twice", "6 other opcode")
+@scenario("6 twice", "6 other opcode", "14 consistency")
 def copen_of_what_is_no_open(w: World) -> None:
     """Answered twice, of a READ, of a CLOSE: EINVAL, and nothing happens to them."""
     device = w.bound()
@@ -115,7 +115,7 @@ def copen_size_forms(w: World) -> None:
         w.disk.show(f"erofs,{fsid}", fsid)
 
 
-@scenario("6 negative", "6 errno hidden", "6 no close")
+@scenario("6 negative", "6 errno hidden", "6 no close", "14 errno or size")
 def copen_negative(w: World) -> None:
     """A negative errno: the write succeeds, the OPEN fails, mount(2) does not tell with what."""
     device = w.bound()
@@ -150,7 +150,7 @@ def copen_below_errno(w: World) -> None:
         anon.close()
 
 
-@scenario("6 closed fd")
+@scenario("6 closed fd", "14 closed before copen")
 def copen_of_a_closed_fd(w: World) -> None:
     """The fd is closed already: the write succeeds, the OPEN fails all the same."""
     device = w.bound()
@@ -185,7 +185,7 @@ def _serve(w: World, device: Device, anon: Anon, pending: Pending) -> None:
     pending.result()
 
 
-@scenario("6 size zero", "6 size no bound")
+@scenario("6 size zero", "6 size no bound", "14 errno or size")
 def copen_size_zero(w: World) -> None:
     """A size is no bound: with 0 READs come, and what is written is read."""
     device = w.bound()

@@ -150,7 +150,7 @@ def umount_does_not_wait(w: World) -> None:
     mounting.result()
 
 
-@scenario("7.4 writes after close")
+@scenario("7.4 writes after close", "14 dropping", "14 no file")
 def surviving_fd(w: World) -> None:
     """After the withdrawal writes and seeks of a fd that is left are ENOBUFS."""
     device = w.bound()
@@ -196,7 +196,7 @@ def close_after_the_last_fd(w: World) -> None:
 # ---- 7.5 the last close of the device
 
 
-@scenario("7.5 reader eio", "7.5 pages stay", "7.5 data until withdrawn")
+@scenario("7.5 reader eio", "7.5 pages stay", "7.5 data until withdrawn", "14 flush at the end")
 def device_closed_under_readers(w: World) -> None:
     """Who waits gets EIO; in the end only what is in memory can be read, whatever the cache has."""
     device = w.bound()
@@ -251,3 +251,22 @@ def anonymous_fd_outlives_the_device(w: World) -> None:
     anon.cread(1)
     anon.close()
     w.open(name="second")
+
+
+@scenario("7.6 dead")
+def an_io_error_of_the_backing_file_system(w: World) -> None:
+    """EIO of a lookup is the end of the whole cache, for the daemon and for each mount."""
+    device = w.bound()
+    anon = w.mounted(device, "a", "blob", "names")
+    anon.fill(1)
+    waiting = w.netfs.read(PAGE, PAGE)
+    message = device.take(Read)
+    w.netfs.inject(errors=True)
+    w.netfs.mount("b", "other", "names").fails()
+    w.netfs.inject(errors=False)
+    device.poll()
+    device.read()
+    device.write(b"restore")
+    anon.answer(message)
+    waiting.result()
+    w.netfs.read(0, PAGE).result()

@@ -104,7 +104,7 @@ def _always_refused(w: World) -> None:
         mounting.result()
 
 
-@scenario("7.3 no xattr")
+@scenario("7.3 no xattr", "14 xattr")
 def planted_without_attribute(w: World) -> None:
     """No attribute: the mount fails each time, after OPEN, copen and CLOSE."""
     _planted(w, None)
@@ -193,3 +193,16 @@ def planted_volume_that_is_a_file(w: World) -> None:
     device = w.bound()
     w.netfs.mount().result()
     device.nothing()
+
+
+@scenario("7.3 volume longer")
+def planted_volume_with_more_in_its_attribute(w: World) -> None:
+    """A volume whose attribute is too long cannot be used, one that is too short is buried."""
+    _planted(w, _attribute())
+    os.setxattr(w.disk.volume(VOLUME), xattr.NAME, bytes(5))
+    device = w.bound()
+    w.netfs.mount().result()
+    device.nothing()
+    os.setxattr(w.disk.volume(VOLUME), xattr.NAME, bytes(3))
+    w.mounted(device, "b")
+    w.disk.graves()

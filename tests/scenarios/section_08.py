@@ -110,7 +110,7 @@ def anon_beyond_the_end(w: World) -> None:
     anon.lseek(image.SIZE, os.SEEK_DATA)
 
 
-@scenario("8.1 write position", "8.1 lseek moves another")
+@scenario("8.1 write position", "8.1 lseek moves another", "14 write counts")
 def anon_position(w: World) -> None:
     """write() goes on where the last write() ended; lseek moves the cache file's position."""
     device = w.bound()
@@ -246,7 +246,7 @@ def cread_of_what_is_no_read(w: World) -> None:
     device.take(Close)
 
 
-@scenario("8.3 other object")
+@scenario("8.3 other object", "14 consistency")
 def cread_of_another_object(w: World) -> None:
     """EINVAL through the fd of another object; the READ goes on waiting."""
     device = w.bound()
@@ -314,7 +314,7 @@ def last_close_with_a_read_delivered(w: World) -> None:
     reading.result()
 
 
-@scenario("8.4 new read stays")
+@scenario("8.4 new read stays", "14 CLOSE of that id")
 def last_close_with_a_read_unread(w: World) -> None:
     """One that was not delivered stays, and has the object opened again."""
     device = w.bound()

@@ -126,7 +126,7 @@ def zeros_that_were_written(w: World) -> None:
     device.nothing()
 
 
-@scenario("9.5 killed", "8.3 dead reader")
+@scenario("9.5 killed", "8.3 dead reader", "14 killed in delivery", "14 killable")
 def killed_reader(w: World) -> None:
     """A killed reader's READ is withdrawn: nothing to read, and a late CREAD is EINVAL."""
     device = w.bound()

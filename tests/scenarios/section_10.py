@@ -46,7 +46,7 @@ def restore_of_an_open(w: World) -> None:
     w.netfs.started[-1].result()
 
 
-@scenario("10 read again", "10 kick")
+@scenario("10 read again", "10 kick", "14 states")
 def restore_of_a_read(w: World) -> None:
     """A READ that was delivered: its object is opened first, then it comes with its old id."""
     device = w.bound()
@@ -78,7 +78,7 @@ def restore_with_fds_open(w: World) -> None:
     reading.result()
 
 
-@scenario("10 eexist")
+@scenario("10 eexist", "14 one fd")
 def restore_with_an_open_unanswered(w: World) -> None:
     """With the fd of an unanswered OPEN still open, that OPEN fails: EEXIST."""
     device = w.bound()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import select
@@ -18,9 +19,11 @@ from tests.scenarios.disk import Disk
 from tests.scenarios.files import DEADLINE, Anon, Device, poll_mask
 from tests.scenarios.kernels import Kernel
 from tests.scenarios.netfs import Netfs, Pending
+from tests.scenarios.room import Room
 from tests.scenarios.transcript import Transcript
 
-from pagein.protocol.messages import Open, Read
+from pagein.protocol.messages import MSG_MAX_SIZE, Open, Read
+from pagein.protocol.space import State
 
 _FLAGS = {os.O_RDONLY: "O_RDONLY", os.O_WRONLY: "O_WRONLY", os.O_RDWR: "O_RDWR"}
 LIMIT = 45.0
@@ -41,6 +44,12 @@ class World:
         self.netfs = Netfs(kernel.netfs, self.log)
         self.disk = Disk(self.cache, self.log)
         self._devices: list[Device] = []
+        self._room: Room | None = None
+
+    def room(self) -> Room:
+        """Make the cache directory a small file system of its own."""
+        self._room = Room(self.cache, self.directory / "image", self.log)
+        return self._room
 
     # ---- the device --------------------------------------------------------------------------
 
@@ -74,12 +83,39 @@ class World:
         self._devices.append(device)
         return device
 
-    def bound(self, *, name: str = "device") -> Device:
+    def bound(self, *, name: str = "device", mode: bytes = b"bind ondemand") -> Device:
         """Open the device and bind the cache directory."""
         device = self.open(name=name)
         device.write(b"dir " + os.fsencode(self.cache))
-        device.write(b"bind ondemand")
+        device.write(mode)
         return device
+
+    def state(self, device: Device, size: int = MSG_MAX_SIZE) -> None:
+        """Read the state line of the original mode; its marks as per cents of the file system."""
+        what = f"{device.name}: read" + ("" if size == MSG_MAX_SIZE else f" of {size}")
+        self.log.call(what, lambda: os.read(device.number, size), self._in_per_cent)
+
+    def _in_per_cent(self, line: bytes) -> str:
+        if not line:
+            return "0"
+        state, found = State.decode(line), os.statvfs(self.cache)
+        whole = {"f": found.f_files // 100, "b": found.f_blocks // 100}
+        marks = " ".join(
+            f"{each.name}={getattr(state.marks, each.name) / whole[each.name[0]]:g}%"
+            for each in dataclasses.fields(state.marks)
+        )
+        released = f"freleased={state.freleased} breleased={state.breleased}"
+        return f"cull={state.culling:d} {marks} {released}"
+
+    def cull(self, device: Device, directory: Path, name: str, verb: str = "cull") -> int | None:
+        """Write `cull NAME`, or `inuse NAME`, from a working directory."""
+        self.log.say(f"in {directory}:")
+        before = Path.cwd()
+        os.chdir(directory)
+        try:
+            return device.write(b"%s %s" % (verb.encode(), os.fsencode(name)))
+        finally:
+            os.chdir(before)
 
     # ---- a daemon's ordinary work -------------------------------------------------------------
 
@@ -136,6 +172,8 @@ class World:
                 anon.drop()
         self.netfs.reset()
         os.close(self._open_when_free(os.O_RDWR))  # what lies on the disk is nobody's now
+        if self._room is not None:
+            self._room.end()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import logging
 import mmap
 import os
 import threading
@@ -26,6 +27,8 @@ from pagein.rangeset import RangeSet
 
 if TYPE_CHECKING:
     from pagein.cachefiles.cache import Cache
+
+log = logging.getLogger("pagein.cachefiles")
 
 ReadBuffer = memoryview | bytearray | mmap.mmap
 LOGICAL_BLOCK = 512
@@ -96,6 +99,14 @@ class BackingFile:
     def fd(self) -> int:
         """The file's descriptor, or -1 while it has none."""
         return self._file.fd
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks of 512 bytes it has on the disk; 0 of one that somebody removed."""
+        try:
+            return self._file.stat().st_blocks
+        except FileNotFoundError:
+            return 0
 
     def close(self) -> None:
         """Let go of the file: at once, or when the last thread at work on it has returned."""
@@ -237,21 +248,38 @@ class BackingFile:
         with self._in_use() as fd:
             self._check_writable()  # once more: the file may just have been opened again
             self._take_back_owed(fd)
-            slot = self.cache.inflight.enter(self.path, offset, len(data))
-            written, problem = self._write_all(fd, data, offset)
-            if problem is not None:
-                # Whole pages only, and of the rest nothing may be left: on a full disk ext4 has
-                # blocks of zeros, which would pass for data, where it says it wrote nothing.
-                written -= written % PAGE_SIZE
-                rest = [(max(low, offset + written), high) for low, high in absent]
-                with self._taking_back:
-                    self._owed.append((slot, [(low, high) for low, high in rest if low < high]))
-                self._take_back_owed(fd)
-            else:
-                self.cache.inflight.strike(slot)
+            self._check_room(fd, len(data))
+            with self.cache.space.writing(len(data)):
+                written, problem = self._write_entered(fd, data, offset, absent)
         if problem is not None and not written:
             raise problem
         return written
+
+    def _check_room(self, fd: int, length: int) -> None:
+        """ENOBUFS below the stop marks, also to who writes again what is there (facts 8.1, 11)."""
+        try:
+            self.cache.space.check(fd, length=length)
+        except OSError as problem:
+            log.warning("%s: %s", os.fsdecode(self.path), problem.strerror)
+            raise
+
+    def _write_entered(
+        self, fd: int, data: memoryview, offset: int, absent: list[tuple[int, int]]
+    ) -> tuple[int, BaseException | None]:
+        """Write with an entry in the table: how many bytes, and what stopped it."""
+        slot = self.cache.inflight.enter(self.path, offset, len(data))
+        written, problem = self._write_all(fd, data, offset)
+        if problem is None:
+            self.cache.inflight.strike(slot)
+            return written, None
+        # Whole pages only, and of the rest nothing may be left: on a full disk ext4 has
+        # blocks of zeros, which would pass for data, where it says it wrote nothing.
+        written -= written % PAGE_SIZE
+        rest = [(max(low, offset + written), high) for low, high in absent]
+        with self._taking_back:
+            self._owed.append((slot, [(low, high) for low, high in rest if low < high]))
+        self._take_back_owed(fd)
+        return written, problem
 
     def _write_all(
         self, fd: int, data: memoryview, offset: int

@@ -7,12 +7,16 @@ One kernel half binds a cache directory alone; library processes, which have non
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import fcntl
+import itertools
 import logging
 import os
 import stat
 import tempfile
+import time
+from collections.abc import Callable
 
 from pagein.cachefiles import inflight, namei, xattr
 from pagein.cachefiles.backing import BackingFile
@@ -20,27 +24,41 @@ from pagein.cachefiles.inflight import InflightTable
 from pagein.cachefiles.inuse import claimed, open_cache_file, sole_user
 from pagein.cachefiles.openfiles import OpenFiles, half_of_our_fds
 from pagein.cachefiles.presence import probe, round_up
+from pagein.cachefiles.space import Space
+from pagein.protocol.space import LIMITS, Limits
 
 log = logging.getLogger("pagein.cachefiles")
+UNLIMITED = Limits(dict.fromkeys(LIMITS, 0))
 
 
 class Cache:
     """One bound cache directory: its lock, its table of writes under way, its objects' files."""
 
-    def __init__(self, directory: bytes, *, shared: bool = False) -> None:
+    def __init__(
+        self,
+        directory: bytes,
+        *,
+        shared: bool = False,
+        limits: Limits = UNLIMITED,
+        space_changed: Callable[[], None] = lambda: None,
+    ) -> None:
         """Take `directory`: alone, or with others when `shared`.
 
-        Raises OSError: ENOENT, ENOTDIR or EACCES of the directory; EBUSY when another kernel half
-        has bound it; EROFS; EOPNOTSUPP when its file system does not tell holes exactly.
+        `limits` say how much of the file system stays free; `space_changed` is called in whatever
+        thread it happens in. Raises OSError: ENOENT, ENOTDIR or EACCES of the directory; EBUSY when
+        another kernel half has bound it; EROFS; EOPNOTSUPP when its file system does not tell holes
+        exactly; ENOBUFS when too little is free for it to be made.
         """
         self.directory: bytes = os.path.realpath(directory)
         self.shared = shared
         # What processes share they lock by their open files, and a lock goes with its fd.
         self.open_files = OpenFiles(None if shared else half_of_our_fds())
+        self._burials = itertools.count(1)
         self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._lock()
             self._probe()
+            self.space = Space(self._fd, limits, space_changed)
             for name in (namei.CACHE_DIR, namei.GRAVEYARD_DIR):
                 self._mkdir(name)
             self.inflight = InflightTable(self.directory)
@@ -51,6 +69,8 @@ class Cache:
             raise
         try:
             self._drop_dead()
+            with contextlib.suppress(OSError):  # too little: then the daemon should make room
+                self.space.check(self._fd)
         except BaseException:
             self.close()
             raise
@@ -90,6 +110,8 @@ class Cache:
 
     def _mkdir(self, relative: bytes) -> None:
         path = os.path.join(self.directory, relative)
+        if not os.path.lexists(path):
+            self.space.check(self._fd, files=1)
         try:
             os.mkdir(path, 0o700)
         except FileExistsError:
@@ -113,37 +135,48 @@ class Cache:
         """Absolute path of something in the cache."""
         return os.path.join(self.directory, relative)
 
-    def prepare_volume(self, volume_key: bytes) -> None:
+    def prepare_volume(self, volume_key: bytes, coherency: bytes = b"") -> None:
         """Make or check a volume's directory; ENOBUFS when it cannot be used (facts 7.3).
 
-        One whose attribute says something else goes to the graveyard and is made anew.
+        One whose attribute says something else than the netfs's `coherency` goes to the graveyard
+        and is made anew.
         """
         path = self.path_of(namei.CACHE_DIR + b"/" + namei.volume_name(volume_key))
+        wanted = xattr.volume_coherency(coherency)
         if not os.path.lexists(path):
-            self._make_volume(path)
-        if self._volume_coherency(path) != xattr.VOLUME_COHERENCY:
-            self._to_graveyard(path)
-            self._make_volume(path)
+            self._make_volume(path, wanted)
+        if self._volume_coherency(path, len(wanted)) != wanted:
+            log.warning("%s is of another time", os.fsdecode(path))
+            self.to_graveyard(path)
+            self._make_volume(path, wanted)
 
-    def _volume_coherency(self, path: bytes) -> bytes:
+    def _volume_coherency(self, path: bytes, longest: int) -> bytes:
         try:
             if stat.S_ISDIR(os.lstat(path).st_mode):
-                return os.getxattr(path, xattr.NAME, follow_symlinks=False)
+                value = os.getxattr(path, xattr.NAME, follow_symlinks=False)
+                if len(value) <= longest:  # ERANGE is no verdict to the kernel, but a failure
+                    return value
+                log.error("%s: attribute of %d bytes", os.fsdecode(path), len(value))
         except OSError as problem:
             log.error("%s: %s", os.fsdecode(path), problem.strerror)
         raise OSError(errno.ENOBUFS, "unusable volume directory", os.fsdecode(path))
 
-    def _to_graveyard(self, path: bytes) -> None:
+    def to_graveyard(self, path: bytes) -> None:
         """Move something aside by its name alone: whoever has it open or mounted keeps it."""
-        grave = tempfile.mkdtemp(dir=self.path_of(namei.GRAVEYARD_DIR))
-        log.warning("%s cannot be used, moved to %s", os.fsdecode(path), os.fsdecode(grave))
-        os.rename(path, os.path.join(grave, os.path.basename(path)))
+        while True:
+            name = namei.grave_name(int(time.time()), next(self._burials))
+            grave = self.path_of(namei.GRAVEYARD_DIR + b"/" + name)
+            if not os.path.lexists(grave):
+                break
+        os.rename(path, grave)
+        log.info("%s: moved to %s", os.fsdecode(path), os.fsdecode(grave))
 
-    def _make_volume(self, path: bytes) -> None:
+    def _make_volume(self, path: bytes, coherency: bytes) -> None:
         """With its attribute or not at all: without it a volume could never be used again."""
+        self.space.check(self._fd, files=1)
         made = tempfile.mkdtemp(dir=self.path_of(namei.GRAVEYARD_DIR))
         try:
-            os.setxattr(made, xattr.NAME, xattr.VOLUME_COHERENCY)
+            os.setxattr(made, xattr.NAME, coherency)
             os.rename(made, path)
         except OSError as problem:
             os.rmdir(made)
@@ -159,7 +192,8 @@ class Cache:
         try:
             kind = stat.S_IFMT(os.lstat(path).st_mode)
             if kind == stat.S_IFDIR:
-                self._to_graveyard(path)
+                log.warning("%s is a directory", os.fsdecode(path))
+                self.to_graveyard(path)
             elif kind != stat.S_IFREG:
                 log.warning("%s is no regular file, removed", os.fsdecode(path))
                 os.unlink(path)
@@ -175,32 +209,42 @@ class Cache:
         """Whether there is a file of that name."""
         return os.path.lexists(self.path_of(relative))
 
-    def look_up(self, relative: bytes, object_size: int) -> BackingFile:
+    def check_room(self) -> None:
+        """See whether there is room for a new file. Raises ENOBUFS (facts 11)."""
+        self.space.check(self._fd, files=1)
+
+    def state(self, size: int) -> bytes:
+        """What a read() of `size` bytes says in the original mode. Raises EMSGSIZE."""
+        return self.space.state(self._fd, size)
+
+    def look_up(self, relative: bytes, object_size: int, aux: bytes = b"") -> BackingFile:
         """The backing file of an object whose size is now known: found, or made and linked.
 
         Follows the kernel's coherency check (facts 7.3), except that a new file is linked here,
-        at copen, and not at the end (design decision 4). Raises OSError: EBUSY when a stale file
-        is in use and may not be replaced; ENODATA or ERANGE for an unusable attribute.
+        at copen, and not at the end (design decision 4). `aux` is what the netfs would know again
+        of the object. Raises OSError: EBUSY when a stale file is in use and may not be replaced;
+        ENODATA or ERANGE for an unusable attribute; ENOBUFS without room for a new file.
         """
+        wanted = xattr.ObjectXattr(object_size, aux=aux)
         while True:
             fd = self.find(relative)
             if fd is None:
-                fd = self._create(relative, object_size)
+                fd = self._create(relative, wanted)
                 if fd is None:
                     continue  # made by another process meanwhile
-            elif not self._coherent(fd, object_size):
+            elif not self._coherent(fd, wanted):
                 os.close(fd)
                 self._bury(relative)
                 continue
             return BackingFile(self, relative, fd, object_size)
 
-    def _coherent(self, fd: int, object_size: int) -> bool:
+    def _coherent(self, fd: int, wanted: xattr.ObjectXattr) -> bool:
         try:
-            found = xattr.get_object(fd)
-            if found is None or not found.matches(object_size):
+            found = xattr.get_object(fd, len(wanted.aux))
+            if found is None or not found.matches(wanted):
                 return False
-            if os.fstat(fd).st_size != round_up(object_size):
-                self._resize(fd, object_size)
+            if os.fstat(fd).st_size != round_up(wanted.object_size):
+                self._resize(fd, wanted.object_size)
         except BaseException:
             os.close(fd)
             raise
@@ -211,13 +255,14 @@ class Cache:
             raise OSError(errno.EBUSY, "cache file has the wrong length and is in use")
         os.ftruncate(fd, round_up(object_size))
 
-    def _create(self, relative: bytes, object_size: int) -> int | None:
+    def _create(self, relative: bytes, wanted: xattr.ObjectXattr) -> int | None:
+        self.check_room()
         parent = os.path.dirname(self.path_of(relative))
         os.makedirs(parent, 0o700, exist_ok=True)
         fd = os.open(parent, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
-            os.ftruncate(fd, round_up(object_size))
-            xattr.set_object(fd, object_size)
+            os.ftruncate(fd, round_up(wanted.object_size))
+            xattr.set_object(fd, wanted)
             # With a directory fd Python calls linkat(2), here with AT_SYMLINK_FOLLOW.
             os.link(f"/proc/self/fd/{fd}", self.path_of(relative), src_dir_fd=self._fd)
         except FileExistsError:

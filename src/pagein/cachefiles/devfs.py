@@ -168,10 +168,14 @@ class DeviceFs:
             raise error(errno.ENOBUFS)  # of a cache that is gone (facts 7.4)
         return file
 
-    def _read(self, request: abi.Request) -> bytes:
+    def _read(self, request: abi.Request) -> bytes | Coroutine[Any, Any, bytes]:
         if request.nodeid != _DEVICE:
             raise error(errno.EBADF)
-        return self.device.read(abi.ReadIn.parse(request.body).size)
+        size = abi.ReadIn.parse(request.body).size
+        session = self.device.session
+        if session is not None and session.original:
+            return self.device.read_state(size)
+        return self.device.read(size)
 
     def _write(self, request: abi.Request) -> bytes | Coroutine[Any, Any, bytes]:
         wanted = abi.WriteIn.parse(request.body)

@@ -7,17 +7,21 @@ the kernel's under its daemon mutex; what blocks is done in a thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
 import select
 from collections.abc import Callable
+from functools import partial
 
-from pagein.cachefiles.cache import Cache
+from pagein.cachefiles import culling
+from pagein.cachefiles.cache import UNLIMITED, Cache
 from pagein.cachefiles.object import CachefilesObject
 from pagein.cachefiles.ondemand import Ondemand, error
 from pagein.protocol import commands
 from pagein.protocol.messages import PAGE_SIZE
+from pagein.protocol.space import LIMITS, Limits
 
 log = logging.getLogger("pagein.cachefiles")
 
@@ -33,6 +37,7 @@ class Session:
         self.cwd = b"."
         """Working directory of who writes commands: a relative `dir` is resolved there, at bind."""
         self.tag: bytes | None = None
+        self.limits = Limits()
         self.ondemand_mode = False
         self.cache: Cache | None = None
         self.problem = "no daemon has bound a cache directory"
@@ -40,15 +45,38 @@ class Session:
         self.requests = Ondemand(wake, first_id=first_id, first_object_id=first_object_id)
         self.files: set[CachefilesObject] = set()
         """Objects with an open backing file."""
+        self.looking_up: set[CachefilesObject] = set()
+        """Objects whose lookup has begun: their names are in use already."""
+        self.names = asyncio.Lock()
+        """Held by who culls, and by a lookup while it begins: one of them comes first."""
 
     @property
     def dead(self) -> bool:
         return self.requests.dead
 
+    @property
+    def original(self) -> bool:
+        """Whether a cache is bound in the original mode, where netfs fetch by themselves."""
+        return self.cache is not None and not self.ondemand_mode
+
+    def uses(self, path: bytes) -> bool:
+        """Whether a path, relative to the cache directory, belongs to what is in use (facts 11).
+
+        An object in use has its volume in use, with all directories of that.
+        """
+        for obj in self.files | self.looking_up:
+            volume = os.path.dirname(os.path.dirname(obj.path))
+            if path in (obj.path, volume) or os.path.dirname(path) == volume:
+                return True
+        return False
+
     def close_object(self, obj: CachefilesObject) -> None:
         """Let go of an object's backing file; writes through surviving fds are then ENOBUFS."""
         self.files.discard(obj)
+        self.looking_up.discard(obj)
         if obj.file is not None:
+            if self.cache is not None:
+                self.cache.space.released(obj.file.blocks)
             obj.file.close()
             obj.file = None
 
@@ -92,6 +120,8 @@ class CachefilesDevice:
         self.first_object_id = 1
         self.shared = shared
         self.ondemand = ondemand
+        self.debug_mask = 0
+        """Of `debug`, which outlives the open that set it."""
         self.pollers: list[Callable[[], None]] = []
         self.bound = asyncio.Event()
         """Set while a cache is bound, or once the last try failed (see `Session.problem`)."""
@@ -136,22 +166,38 @@ class CachefilesDevice:
             wake()
 
     def poll(self) -> int:
-        """The poll mask: POLLIN when a request waits, POLLOUT never yet (no culling)."""
+        """The poll mask: POLLIN when a request waits, POLLOUT when room is short (facts 5).
+
+        In the original mode POLLIN is news of the state.
+        """
         session = self.session
         if session is None or session.dead or session.cache is None:
             return 0
-        return select.POLLIN if session.requests.poll_in() else 0
+        space = session.cache.space
+        ready = space.news if session.original else session.requests.poll_in()
+        return (select.POLLIN if ready else 0) | (select.POLLOUT if space.culling else 0)
 
     def read(self, size: int) -> bytes:
-        """One request, or b"" at once when there is none; 0 is not the end (facts 3)."""
+        """One request, or b"" at once when there is none; 0 is not the end (facts 3).
+
+        Not for the original mode: `read_state`.
+        """
         session = self._session()
-        if session.cache is None or session.dead:
+        if session.cache is None or session.dead or session.original:
             return b""
         before = len(session.requests.objects)
         message = session.requests.read(size)
         if len(session.requests.objects) != before:
             self._changed()
         return message
+
+    async def read_state(self, size: int) -> bytes:
+        """What a read() says in the original mode (facts 3.1). Raises EMSGSIZE."""
+        session = self._session()
+        if session.cache is None or session.dead or not session.original:
+            return b""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, session.cache.state, size)
 
     async def write(self, data: bytes, cwd: bytes = b".") -> int:
         """One command, of somebody whose working directory is `cwd`; returns its length.
@@ -166,7 +212,11 @@ class CachefilesDevice:
             if session.dead:
                 raise error(errno.EIO)
             session.cwd = cwd
-            await getattr(self, "_cmd_" + verb)(session, args)
+            if verb in LIMITS:
+                session.limits.set(verb, commands.parse_percent(args))
+                self._changed()
+            else:
+                await getattr(self, "_cmd_" + verb)(session, args)
         return len(data)
 
     # ---- commands ----------------------------------------------------------------------------
@@ -192,8 +242,6 @@ class CachefilesDevice:
             raise error(errno.EINVAL)
         if commands.parse_bind(args):
             session.ondemand_mode = True  # sticky, as the kernel's (facts 2.1)
-        if not session.ondemand_mode:
-            raise error(errno.EOPNOTSUPP)
         if session.tag is None:
             session.tag = DEFAULT_TAG
         await self.bind(session)
@@ -203,8 +251,15 @@ class CachefilesDevice:
         assert session.dir is not None
         directory = os.path.join(session.cwd, session.dir)
         loop = asyncio.get_running_loop()
+        make = partial(
+            self._make_cache,
+            directory,
+            shared=self.shared,
+            limits=UNLIMITED if self.shared else session.limits,  # nobody culls a shared one
+            space_changed=partial(_from_thread, loop, self._wake),
+        )
         try:
-            cache = await loop.run_in_executor(None, self._bind, directory)
+            cache = await loop.run_in_executor(None, make)
         except OSError as problem:
             session.problem = f"cache {os.fsdecode(session.dir)}: {problem.strerror}"
             log.error("bind: %s", session.problem)
@@ -214,13 +269,12 @@ class CachefilesDevice:
             cache.close()
             raise error(errno.EIO)
         session.cache = cache
+        if cache.space.culling:
+            self._wake()
         if directory != session.dir:  # a successor has another working directory
             session.dir = cache.directory
         self.bound.set()
         self._changed()
-
-    def _bind(self, directory: bytes) -> Cache:
-        return self._make_cache(directory, shared=self.shared)
 
     async def _cmd_copen(self, session: Session, args: bytes) -> None:
         self._need_ondemand(session)
@@ -231,6 +285,33 @@ class CachefilesDevice:
             async with asyncio.timeout(self._copen_timeout):
                 await looking_up.wait()
 
+    async def _cmd_cull(self, session: Session, args: bytes) -> None:
+        await self._with_name(session, args, culling.cull)
+
+    async def _cmd_inuse(self, session: Session, args: bytes) -> None:
+        await self._with_name(session, args, lambda _cache, _path: None)
+
+    async def _with_name(
+        self, session: Session, args: bytes, then: Callable[[Cache, bytes], None]
+    ) -> None:
+        name = commands.parse_name(args)
+        cache = session.cache
+        if cache is None:
+            raise error(errno.EIO)
+
+        def work() -> None:
+            then(cache, culling.check_name(cache, session.cwd, name, session.uses))
+
+        async with session.names:
+            await asyncio.get_running_loop().run_in_executor(None, work)
+
+    async def _cmd_debug(self, _: Session, args: bytes) -> None:
+        self.debug_mask = commands.parse_debug(args)
+
+    async def _cmd_secctx(self, _: Session, args: bytes) -> None:
+        commands.parse_secctx(args)
+        raise error(errno.EOPNOTSUPP)  # as a kernel without a security module says
+
     async def _cmd_restore(self, session: Session, args: bytes) -> None:
         self._need_ondemand(session)
         commands.parse_restore(args)
@@ -240,6 +321,11 @@ class CachefilesDevice:
     def _need_ondemand(self, session: Session) -> None:
         if not session.ondemand_mode:
             raise error(errno.EOPNOTSUPP)
+
+
+def _from_thread(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has ended
+        loop.call_soon_threadsafe(call)
 
 
 class AnonymousFile:

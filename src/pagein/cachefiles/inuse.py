@@ -51,6 +51,13 @@ def no_writer(fd: int) -> bool:
 
 
 def _lease(fd: int, kind: int) -> bool:
+    if not _take_lease(fd, kind):
+        return False
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return True
+
+
+def _take_lease(fd: int, kind: int) -> bool:
     # Who opens the file while the lease is held makes the kernel signal us, by default with
     # SIGIO, which kills a process that does not expect it. SIGURG is ignored by default.
     fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
@@ -60,7 +67,6 @@ def _lease(fd: int, kind: int) -> bool:
         if error.errno in (errno.EAGAIN, errno.EINVAL):  # EINVAL: no leases on this file system
             return False
         raise
-    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return True
 
 
@@ -68,12 +74,13 @@ def _lease(fd: int, kind: int) -> bool:
 def claimed(path: bytes) -> Iterator[int]:
     """Open a cache file for a change in place or its removal, as its only user.
 
-    Yields the file descriptor. Raises EBUSY when anybody else has the file open.
+    Yields the file descriptor; until the end nobody else gets the file open, and `open_cache_file`
+    waits. Raises EBUSY when anybody else has the file open.
     """
     fd = open_cache_file(path)
     try:
-        if not sole_user(fd):
+        if not _take_lease(fd, fcntl.F_WRLCK):
             raise OSError(errno.EBUSY, "cache file is in use", os.fsdecode(path))
         yield fd
     finally:
-        os.close(fd)
+        os.close(fd)  # and with it goes the lease

@@ -98,6 +98,11 @@ def volume_name(volume_key: bytes) -> bytes:
     return b"I" + volume_key
 
 
+def grave_name(seconds: int, number: int) -> bytes:
+    """Name in the graveyard of the `number`th burial, at `seconds` since the epoch (facts 11)."""
+    return b"%08x%08x" % (seconds & _MASK, number & _MASK)
+
+
 def object_path(volume_key: bytes, cookie_key: bytes) -> bytes:
     """Path of an object's file relative to the cache directory given to `dir`."""
     parts = (

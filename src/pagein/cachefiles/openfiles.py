@@ -141,6 +141,16 @@ class HeldFile:
         if self.closed:
             raise OSError(errno.ENOBUFS, "the object was withdrawn", os.fsdecode(self.path))
 
+    def stat(self) -> os.stat_result:
+        """Its attributes, with or without an fd."""
+        fd = self.pin()
+        if fd < 0:
+            return os.lstat(os.path.join(self._directory, self.path))
+        try:
+            return os.fstat(fd)
+        finally:
+            self.unpin()
+
     def swap(self, settled: Callable[[int], int]) -> None:
         """Have `settled` say which fd to keep of one that is in use by the caller alone."""
         self.fd = settled(self.fd)

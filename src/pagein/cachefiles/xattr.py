@@ -11,8 +11,11 @@ NAME = "user.CacheFiles.cache"
 _OBJECT = struct.Struct(">QQBB")
 _TYPE_DATA = 1
 _CONTENT_DIRTY = 4
-VOLUME_COHERENCY = bytes(4)
-"""Value on a volume's directory: be32 0 and no coherency data, as EROFS has none."""
+
+
+def volume_coherency(data: bytes = b"") -> bytes:
+    """Value on a volume's directory: be32 0 and the netfs's data, of which EROFS has none."""
+    return bytes(4) + data
 
 
 class Unusable(OSError):
@@ -21,35 +24,39 @@ class Unusable(OSError):
 
 @dataclass(frozen=True, slots=True)
 class ObjectXattr:
-    """be64 object size in bytes, be64 zero point, u8 type, u8 content."""
+    """be64 object size in bytes, be64 zero point, u8 type, u8 content, the netfs's data."""
 
     object_size: int
     zero_point: int = 0
     type: int = _TYPE_DATA
     content: int = 0
+    aux: bytes = b""
+    """By which the netfs knows its file again: a version, a time of change; none of EROFS."""
 
     def encode(self) -> bytes:
-        return _OBJECT.pack(self.object_size, self.zero_point, self.type, self.content)
+        head = _OBJECT.pack(self.object_size, self.zero_point, self.type, self.content)
+        return head + self.aux
 
-    def matches(self, object_size: int) -> bool:
-        """Whether the file's content may be used for an object of this size (facts 7.3)."""
+    def matches(self, wanted: ObjectXattr) -> bool:
+        """Whether the file's content may be used for an object like that (facts 7.3)."""
         return (
-            self.object_size == object_size
+            self.object_size == wanted.object_size
             and self.type == _TYPE_DATA
+            and self.aux == wanted.aux
             and self.content != _CONTENT_DIRTY
         )
 
 
-def set_object(fd: int, object_size: int) -> None:
-    """Write the attribute of an object of `object_size` bytes to its open file."""
-    os.setxattr(fd, NAME, ObjectXattr(object_size).encode())
+def set_object(fd: int, value: ObjectXattr) -> None:
+    """Write the attribute of an object to its open file."""
+    os.setxattr(fd, NAME, value.encode())
 
 
-def get_object(fd: int) -> ObjectXattr | None:
+def get_object(fd: int, aux_size: int = 0) -> ObjectXattr | None:
     """The attribute of an open file; None when it is too short (then the file is stale).
 
-    Raises Unusable when it is missing (ENODATA) or longer than 18 bytes (ERANGE), which fails
-    the lookup every time (facts 7.3).
+    Raises Unusable when it is missing (ENODATA) or longer than 18 bytes and `aux_size` (ERANGE),
+    which fails the lookup every time (facts 7.3).
     """
     try:
         value = os.getxattr(fd, NAME)
@@ -57,8 +64,10 @@ def get_object(fd: int) -> ObjectXattr | None:
         if error.errno == errno.ENODATA:
             raise Unusable(errno.ENODATA, "cache file without its extended attribute") from None
         raise
-    if len(value) > _OBJECT.size:
-        raise Unusable(errno.ERANGE, f"extended attribute of {len(value)} bytes")
-    if len(value) < _OBJECT.size:
+    size = _OBJECT.size + aux_size
+    if len(value) > size:
+        raise Unusable(errno.ERANGE, f"extended attribute of {len(value)} bytes, not {size}")
+    if len(value) < size:
         return None
-    return ObjectXattr(*_OBJECT.unpack(value))
+    size, zero_point, kind, content = _OBJECT.unpack_from(value)
+    return ObjectXattr(size, zero_point, kind, content, value[_OBJECT.size :])

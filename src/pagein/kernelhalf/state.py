@@ -11,6 +11,8 @@ import os
 
 import msgspec
 
+from pagein.protocol.space import LIMITS
+
 
 class DeviceState(msgspec.Struct):
     """The open device."""
@@ -19,8 +21,11 @@ class DeviceState(msgspec.Struct):
     poll_handles: list[int] = []
     dir: bytes | None = None
     tag: bytes | None = None
+    limits: dict[str, int] = msgspec.field(default_factory=lambda: dict(LIMITS))
+    """Per cent, by the commands that set them."""
     ondemand: bool = False
     bound: bool = False
+    culling: bool = False
 
 
 class ObjectState(msgspec.Struct):

@@ -23,6 +23,7 @@ from pagein.kernelhalf.stacks import Stack
 from pagein.mounts.blobfs import Export
 from pagein.mounts.erofs import umount_image
 from pagein.mounts.syscalls import mount_at
+from pagein.protocol.space import Limits
 from pagein.protocol.states import ObjectEvent, ObjectState
 
 log = logging.getLogger("pagein.kernelhalf")
@@ -74,8 +75,10 @@ def _device_state(half: KernelHalf, session: Session) -> states.DeviceState | No
         poll_handles=sorted(half.devfs.poll_handles),
         dir=session.dir,
         tag=session.tag,
+        limits=session.limits.percent,
         ondemand=session.ondemand_mode,
         bound=session.cache is not None,
+        culling=session.cache is not None and session.cache.space.culling,
     )
 
 
@@ -97,9 +100,12 @@ async def take_over(half: KernelHalf, left: states.State) -> None:
     session = half.device.open()
     half.devfs.adopt(left.device.handle, set(left.device.poll_handles))
     session.dir, session.tag = left.device.dir, left.device.tag
+    session.limits = Limits(left.device.limits)
     session.ondemand_mode = left.device.ondemand
     if left.device.bound:
         await half.device.bind(session)
+    if session.cache is not None:
+        session.cache.space.culling |= left.device.culling
     objects = {}
     for saved in left.objects:
         objects[saved.volume, saved.cookie] = await _adopt_object(half, session, saved)

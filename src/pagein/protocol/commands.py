@@ -38,6 +38,10 @@ _BLANK: Final = re.compile(b"[" + re.escape(_BLANKS) + b"]")
 _NUMBER: Final = re.compile(rb"0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*)")
 _NUMBER_BASE: Final = (0, 16, 8, 10)  # by the number of the group that matched
 
+# `simple_strtoul` in base 10. It wraps silently, so that 18446744073709551623% is 7%; here more
+# digits than a percentage can have are no number.
+_PERCENT: Final = re.compile(rb"0*([0-9]{0,9})%")
+
 
 class CommandError(OSError):
     """A command the kernel half refuses; `errno` is what the write() fails with."""
@@ -155,6 +159,59 @@ def parse_copen_size(raw: bytes) -> int:
     return size
 
 
+def parse_percent(args: bytes) -> int:
+    """Return the number of `brun N%` and its like, decimal; no digits are 0, as in the kernel.
+
+    Raises:
+        CommandError: EINVAL for anything else, and for numbers that the kernel would wrap. What
+            range is allowed depends on the other limits: `space.Limits.set`, after this.
+    """
+    match = _PERCENT.fullmatch(args)
+    if match is None:
+        raise _invalid(f"not a percentage: {args[:64]!r}")
+    return int(match[1] or b"0")
+
+
+def parse_name(args: bytes) -> bytes:
+    """Return the name of `cull NAME` and `inuse NAME`, which is in the writer's directory.
+
+    Raises:
+        CommandError: EINVAL if it is a path. EIO (not bound, dead; no name, `.` and `..`), ENOTDIR
+            and what the file system says are the kernel half's, after this.
+    """
+    if b"/" in args:
+        raise _invalid(f"{args!r} is no name in the working directory")
+    return args
+
+
+def parse_debug(args: bytes) -> int:
+    """Return the mask of `debug MASK`, 32 bits: decimal, octal or hexadecimal; nothing is 0.
+
+    Raises:
+        CommandError: EINVAL for anything else; a number that is too large wraps.
+    """
+    match = _NUMBER.match(args)
+    if match is None or match.lastindex is None:
+        if args:
+            raise _invalid(f"debug: not a mask: {args[:64]!r}")
+        return 0
+    if match.end() != len(args):
+        raise _invalid(f"debug: not a mask: {args[:64]!r}")
+    # A command is short enough for any number in it to be converted.
+    return int(match[match.lastindex], _NUMBER_BASE[match.lastindex]) & 0xFFFFFFFF
+
+
+def parse_secctx(args: bytes) -> bytes:
+    """Return the context of `secctx CONTEXT`.
+
+    Raises:
+        CommandError: EINVAL if it is empty. EOPNOTSUPP (no security module) is the kernel half's.
+    """
+    if not args:
+        raise _invalid("secctx: no context given")
+    return args
+
+
 def parse_restore(args: bytes) -> None:
     """Accept any arguments of `restore`, as the kernel does.
 
@@ -164,6 +221,11 @@ def parse_restore(args: bytes) -> None:
 
 VERBS: Final[Mapping[str, Callable[[bytes], object]]] = MappingProxyType(
     {
+        **dict.fromkeys(("brun", "bcull", "bstop", "frun", "fcull", "fstop"), parse_percent),
+        "cull": parse_name,
+        "inuse": parse_name,
+        "debug": parse_debug,
+        "secctx": parse_secctx,
         "dir": parse_dir,
         "tag": parse_tag,
         "bind": parse_bind,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from pagein.cachefiles.backing import BackingFile
 from pagein.cachefiles.cache import Cache
@@ -140,15 +140,15 @@ class Faults:
 class FaultyCache(Cache):
     """A cache directory whose file system fails when told."""
 
-    def __init__(self, directory: bytes, *, shared: bool = False, faults: Faults) -> None:
-        super().__init__(directory, shared=shared)
+    def __init__(self, directory: bytes, *, faults: Faults, **options: Any) -> None:
+        super().__init__(directory, **options)
         self._faults = faults
 
-    def look_up(self, relative: bytes, object_size: int) -> BackingFile:
+    def look_up(self, relative: bytes, object_size: int, aux: bytes = b"") -> BackingFile:
         """As `Cache.look_up`, unless told to fail."""
         if isinstance(fault := self._faults.take(Step.LOOK_UP), Fail):
             raise error(fault.errno)
-        return super().look_up(relative, object_size)
+        return super().look_up(relative, object_size, aux)
 
     def store(self, fd: int, data: memoryview, offset: int) -> int:
         """pwrite, unless told to fail. A disk that fills up half-way is `Short`, then `Fail`."""
