@@ -19,10 +19,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
+from pagein.cachefiles import tracepoints
 from pagein.cachefiles.inflight import ofd_lock, punch
 from pagein.cachefiles.inuse import sole_user
 from pagein.cachefiles.openfiles import HeldFile
 from pagein.cachefiles.presence import PAGE_SIZE, round_up, whole_pages
+from pagein.cachefiles.tracepoints import trace
 from pagein.rangeset import RangeSet
 
 if TYPE_CHECKING:
@@ -83,6 +85,8 @@ class BackingFile:
         except BaseException:
             self._file.close()
             raise
+        if trace.on:
+            trace.event(tracepoints.MARK_ACTIVE, path, self._file.inode)
 
     def _settled(self, fd: int) -> int:
         """The fd to keep of a file that was just opened, again or for the first time. Blocks."""
@@ -110,6 +114,8 @@ class BackingFile:
 
     def close(self) -> None:
         """Let go of the file: at once, or when the last thread at work on it has returned."""
+        if trace.on:
+            trace.event(tracepoints.MARK_INACTIVE, self.path, self._file.inode)
         self._file.close()
 
     def abandon(self) -> None:
@@ -154,6 +160,8 @@ class BackingFile:
         """preadv that never waits for the disk: bytes read, or -1 when it would have to."""
         if (fd := self._file.pin()) < 0:
             return -1
+        if trace.on:
+            trace.event(tracepoints.READ, self.path, offset, sum(map(len, buffers)))
         try:
             return os.preadv(fd, buffers, offset, os.RWF_NOWAIT)
         except OSError as error:
@@ -169,6 +177,8 @@ class BackingFile:
         """preadv. Blocks. Raises EIO when the object was withdrawn meanwhile."""
         try:
             with self._in_use() as fd:
+                if trace.on:
+                    trace.event(tracepoints.READ, self.path, offset, sum(map(len, buffers)))
                 return os.preadv(fd, buffers, offset)
         except OSError as problem:
             raise OSError(errno.EIO, problem.strerror, os.fsdecode(self.path)) from problem
@@ -268,10 +278,15 @@ class BackingFile:
     ) -> tuple[int, BaseException | None]:
         """Write with an entry in the table: how many bytes, and what stopped it."""
         slot = self.cache.inflight.enter(self.path, offset, len(data))
+        if trace.on:
+            trace.event(tracepoints.WRITE, self.path, offset, len(data))
         written, problem = self._write_all(fd, data, offset)
         if problem is None:
             self.cache.inflight.strike(slot)
             return written, None
+        if trace.on:
+            number = getattr(problem, "errno", None) or 0
+            trace.event(tracepoints.VFS_ERROR, self.path, "write", -number)
         # Whole pages only, and of the rest nothing may be left: on a full disk ext4 has
         # blocks of zeros, which would pass for data, where it says it wrote nothing.
         written -= written % PAGE_SIZE

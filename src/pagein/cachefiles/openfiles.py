@@ -141,6 +141,11 @@ class HeldFile:
         if self.closed:
             raise OSError(errno.ENOBUFS, "the object was withdrawn", os.fsdecode(self.path))
 
+    @property
+    def inode(self) -> int:
+        """Its inode number."""
+        return self._identity[1]
+
     def stat(self) -> os.stat_result:
         """Its attributes, with or without an fd."""
         fd = self.pin()

@@ -9,8 +9,10 @@ import typer
 from pagein.cli import (
     cat,
     daemon,
+    debug,
     device,
     du,
+    events,
     extract,
     images,
     index,
@@ -71,6 +73,8 @@ app.command("images")(images.images)
 app.command("index")(index.index)
 app.command("daemon")(daemon.daemon)
 app.command("device")(device.device)
+app.command("events")(events.events)
+app.command("debug")(debug.debug)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pagein.control import Answer, ControlServer
 from pagein.kernelhalf import state as states
+from pagein.kernelhalf import watching
 from pagein.kernelhalf.half import Blob, KernelHalf, Settings
 from pagein.kernelhalf.life import Life
 from pagein.kernelhalf.stacks import LayerBlobs
@@ -72,6 +73,8 @@ class Process:
             "umount": self._umount,
             "status": self._status,
             "leave": self._leave,
+            "events": watching.events,
+            "debug": watching.debug,
         }
         self.control = ControlServer(socket.socket(fileno=options.control_fd), handlers)
 

@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 
 from pagein.control import Answer, ControlServer
+from pagein.kernelhalf import watching
 from pagein.kernelhalf.life import Life
 from pagein.mounts import kernel, syscalls
 from pagein.mounts.erofs import MountError, umount_image
@@ -70,6 +71,8 @@ class Deputy:
             "umount": self._umount,
             "status": self._status,
             "leave": self._leave,
+            "events": watching.not_ours,
+            "debug": watching.not_ours,
         }
         self.control = ControlServer(socket.socket(fileno=options.control_fd), handlers)
         self.life = Life(
