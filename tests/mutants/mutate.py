@@ -130,10 +130,8 @@ def _constants(node: ast.Constant) -> Iterator[tuple[str, Change]]:
         changed = [not value]
     elif isinstance(value, int):
         changed = [value + 1, value - 1]
-    elif isinstance(value, str) and value:
-        changed = [value + value[:1]]
-    elif isinstance(value, bytes) and value:
-        changed = [value + value[:1]]
+    elif isinstance(value, str | bytes) and value:
+        changed = [value * 2]
     for other in changed:
         yield repr(other), lambda n, other=other: setattr(n, "value", other)  # type: ignore[misc]
 
