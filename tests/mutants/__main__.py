@@ -73,7 +73,15 @@ def killed(name: str, mutant: Mutant | None) -> bool:
             os.dup2(null, 2)
             if mutant is not None:
                 sys.meta_path.insert(0, _Finder(name, mutant.tree))
-            quiet = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
+            quiet = [
+                "-x",
+                "-q",
+                "--tb=no",
+                "--assert=plain",
+                "-p",
+                "no:cacheprovider",
+                "--hypothesis-seed=0",
+            ]
             code = int(pytest.main([*quiet, *TESTS[name]]))
         os._exit(code)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0

@@ -56,13 +56,13 @@ BUGS = (
     Bug(
         "stale copen completes a READ",
         _ONDEMAND,
-        "or request.opcode is not Opcode.OPEN",
+        "or not answers(Answer.COPEN, request.opcode)",
         "or False",
     ),
     Bug(
         "CREAD completes an OPEN",
         _ONDEMAND,
-        "or request.opcode is not Opcode.READ",
+        "or not answers(Answer.CREAD, request.opcode)",
         "or False",
     ),
     Bug(

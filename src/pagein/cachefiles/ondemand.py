@@ -19,7 +19,7 @@ from pagein.cachefiles.requests import Request, Requests, describe, error
 from pagein.cachefiles.tracepoints import trace
 from pagein.protocol import commands, messages
 from pagein.protocol.messages import Opcode
-from pagein.protocol.states import ObjectEvent, ObjectState, RequestEvent
+from pagein.protocol.states import Answer, ObjectEvent, ObjectState, RequestEvent, answers
 
 __all__ = ["NO_FD", "Ondemand", "Request", "describe", "error"]
 
@@ -179,7 +179,7 @@ class Ondemand:
         request = self.pending.get(msg_id)
         if (
             request is None
-            or request.opcode is not Opcode.OPEN
+            or not answers(Answer.COPEN, request.opcode)
             or request.object.ondemand_id == NEVER_OPENED
         ):
             raise error(errno.EINVAL)
@@ -221,7 +221,7 @@ class Ondemand:
         if (
             request is None
             or obj is None
-            or request.opcode is not Opcode.READ
+            or not answers(Answer.CREAD, request.opcode)
             or request.object is not obj
         ):
             raise error(errno.EINVAL)
