@@ -34,7 +34,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "pagein.protocol.commands": ("tests/protocol/test_commands.py",),
     "pagein.protocol.space": ("tests/protocol/test_space.py",),
-    "pagein.protocol.states": ("tests/protocol/test_states.py",),
+    "pagein.protocol.states": (
+        "tests/protocol/test_states.py",
+        "tests/cachefiles/test_state_tables.py",
+    ),
 }
 LIMIT = 60
 """Seconds of one mutant; one that never ends has been noticed."""

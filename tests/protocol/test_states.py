@@ -6,6 +6,7 @@ import itertools
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,8 @@ from pagein.protocol.states import (
     next_request_state,
     readable,
 )
+
+PAGE = Path(__file__).parents[2] / "docs" / "states.md"
 
 # Written out once more, row by row, as the facts tell it (cachefiles-kernel 7.1 and 7.4): a table
 # tested against itself would accept every mistake. None stands for an illegal transition.
@@ -195,6 +198,7 @@ def test_the_module_prints_its_tables(
     monkeypatch.delitem(sys.modules, "pagein.protocol.diagrams")
     runpy.run_module("pagein.protocol.diagrams", run_name="__main__")
     printed = capsys.readouterr().out
+    assert PAGE.read_text().endswith(printed.rstrip() + "\n")
     assert printed.count("```mermaid\n") == 5
     assert printed.count("```\n") == 5
     for part in (diagrams.cache_diagram(), diagrams.copen_table(), diagrams.wait_table()):

@@ -70,7 +70,7 @@ caller. EMSGSIZE, a copen or CREAD that is answered EINVAL, and a write change n
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
+from enum import Enum, auto
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
@@ -84,22 +84,22 @@ class IllegalTransition(RuntimeError):
 class ObjectState(Enum):
     """Whether the user half holds an anonymous fd for an object."""
 
-    CLOSE = "close"
-    OPEN = "open"
-    REOPENING = "reopening"
-    DROPPING = "dropping"
+    CLOSE = auto()
+    OPEN = auto()
+    REOPENING = auto()
+    DROPPING = auto()
 
 
 class ObjectEvent(Enum):
     """What happens to an object."""
 
-    COPEN = "copen"
+    COPEN = auto()
     """A successful copen whose anonymous fd is still open."""
-    FD_CLOSED = "fd closed"
+    FD_CLOSED = auto()
     """The last close of the anonymous fd, before or after copen; or an OPEN's failed delivery."""
-    READ_MET = "read met"
+    READ_MET = auto()
     """A read() of the device comes upon a READ of an object in CLOSE."""
-    DROP = "drop"
+    DROP = auto()
     """The object is withdrawn: its cookie is given up, or the cache goes off line."""
 
 
@@ -126,21 +126,21 @@ OBJECT_TABLE: Final[ObjectTable] = MappingProxyType(
 class RequestState(Enum):
     """How far a request has come."""
 
-    NEW = "new"
-    DELIVERED = "delivered"
-    DONE = "done"
+    NEW = auto()
+    DELIVERED = auto()
+    DONE = auto()
 
 
 class RequestEvent(Enum):
     """What happens to a request."""
 
-    DELIVER = "deliver"
+    DELIVER = auto()
     """A read() of the device returned it."""
-    RESTORE = "restore"
+    RESTORE = auto()
     """`restore` was written: whoever took the request is gone."""
-    COMPLETE = "complete"
+    COMPLETE = auto()
     """Answered (copen, CREAD), or a CLOSE whose last fd was closed."""
-    FAIL = "fail"
+    FAIL = auto()
     """Failed: negative copen, failed delivery, killed reader, withdrawn object, dead device."""
 
 
@@ -180,20 +180,20 @@ REQUEST_TABLE: Final[RequestTable] = MappingProxyType(
 class CacheState(Enum):
     """How far the open device is with its cache directory."""
 
-    UNBOUND = "unbound"
-    READY = "ready"
-    DEAD = "dead"
-    WITHDRAWN = "withdrawn"
+    UNBOUND = auto()
+    READY = auto()
+    DEAD = auto()
+    WITHDRAWN = auto()
 
 
 class CacheEvent(Enum):
     """What happens to a cache."""
 
-    BIND = "bind"
+    BIND = auto()
     """A `bind` that succeeds; one that fails is no event."""
-    DEVICE_CLOSED = "device closed"
+    DEVICE_CLOSED = auto()
     """The last close of the device, while anonymous fds are open."""
-    ALL_CLOSED = "all closed"
+    ALL_CLOSED = auto()
     """The last close of the last fd, be it the device's or an anonymous one's."""
 
 
@@ -212,8 +212,8 @@ CACHE_TABLE: Final[Mapping[tuple[CacheState, CacheEvent], CacheState]] = Mapping
 class Answer(Enum):
     """What the user half says to a request."""
 
-    COPEN = "copen"
-    CREAD = "cread"
+    COPEN = auto()
+    CREAD = auto()
 
 
 ANSWERS: Final[Mapping[Answer, Opcode]] = MappingProxyType(
