@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from enum import Flag
 from weakref import WeakValueDictionary
 
-from pagein.cachefiles import namei
+from pagein.cachefiles import namei, tracepoints
 from pagein.cachefiles.backing import BackingFile
 from pagein.cachefiles.cache import Cache
+from pagein.cachefiles.debug import debug
 from pagein.cachefiles.device import CachefilesDevice, Session
 from pagein.cachefiles.object import CachefilesObject
 from pagein.cachefiles.ondemand import error
+from pagein.cachefiles.tracepoints import trace
 from pagein.protocol.messages import PAGE_SIZE, Opcode
 from pagein.protocol.states import ObjectState
 
@@ -48,6 +50,8 @@ class Known:
 
 class Cookie:
     """A blob in use: a file of `length` bytes of which some is present."""
+
+    __slots__ = ("file", "object", "session", "users")
 
     def __init__(self, session: Session, obj: CachefilesObject, file: BackingFile) -> None:
         self.session = session
@@ -162,8 +166,14 @@ class FsCache:
             if cookie.users:
                 return
             self._changed()
+            _trace_ref(cookie.object, 1, "SEE withdraw_cookie")
+            if debug.mask:
+                debug.enter("cachefiles_withdraw_cookie", cookie.object.cookie_key)
             await cookie.session.requests.withdraw(cookie.object, self._timeout)
             cookie.session.close_object(cookie.object)
+            _trace_ref(cookie.object, 0, "PUT detach")
+            if debug.mask:
+                debug.leave("cachefiles_withdraw_cookie")
             self.cookies.pop(cookie.key, None)
             self._changed()
 
@@ -184,6 +194,9 @@ class FsCache:
             raise error(errno.ENOBUFS)
         path = _path(volume_key, cookie_key)
         obj = CachefilesObject(volume_key, cookie_key, path)
+        _trace_ref(obj, 1, "NEW obj")
+        if debug.mask:
+            debug.enter("cachefiles_lookup_cookie", volume_key, cookie_key)
         async with session.names:  # who culls it has ended
             session.looking_up.add(obj)
         try:
@@ -198,12 +211,17 @@ class FsCache:
         except OSError as problem:
             # First let the daemon go on from its copen: it has a CLOSE to read.
             obj.looked_up()
+            _trace_ref(obj, 1, "SEE lookup_failed")
+            if debug.mask:
+                debug.leave("cachefiles_lookup_cookie", problem)
             await session.requests.withdraw(obj, self._timeout)
             session.close_object(obj)
             raise error(errno.ENOBUFS if exists else errno.EIO) from problem
         obj.looked_up()
         session.files.add(obj)
         session.looking_up.discard(obj)
+        if debug.mask:
+            debug.leave("cachefiles_lookup_cookie", f"{obj.size} bytes")
         return Cookie(session, obj, obj.file)
 
     async def _prepare(self, cache: Cache, obj: CachefilesObject, known: Known) -> bool:
@@ -250,6 +268,10 @@ class FsCache:
         """
         if cookie.withdrawn:
             raise error(errno.ENOBUFS)
+        if trace.on:
+            why = "have-data" if cookie.present(offset, length) else "found-hole"
+            key = cookie.object.cookie_key
+            trace.event(tracepoints.PREP_READ, key, why, offset, length)
         start = offset & -PAGE_SIZE
         end = max(start, min(offset + length, cookie.length))
         requests = cookie.session.requests
@@ -269,7 +291,7 @@ class FsCache:
 
 
 def _path(volume_key: bytes, cookie_key: bytes) -> bytes:
-    """Where an object is. ENOBUFS for no volume, as the kernel says; EINVAL for no cookie key."""
+    """Where an object is. ENOBUFS for what is no volume, as in the kernel; EINVAL for no key."""
     try:
         namei.volume_name(volume_key)
     except ValueError as problem:
@@ -278,3 +300,8 @@ def _path(volume_key: bytes, cookie_key: bytes) -> bytes:
         return namei.object_path(volume_key, cookie_key)
     except ValueError as problem:
         raise OSError(errno.EINVAL, str(problem)) from None
+
+
+def _trace_ref(obj: CachefilesObject, users: int, why: str) -> None:
+    if trace.on:
+        trace.event(tracepoints.REF, obj.cookie_key, users, why)

@@ -6,22 +6,30 @@ import itertools
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from pagein.protocol import states
+from pagein.protocol import diagrams, states
 from pagein.protocol.messages import Opcode
 from pagein.protocol.states import (
+    Answer,
+    CacheEvent,
+    CacheState,
     IllegalTransition,
     ObjectEvent,
     ObjectState,
     RequestEvent,
     RequestState,
+    answers,
     deliverable,
+    next_cache_state,
     next_object_state,
     next_request_state,
     readable,
 )
+
+PAGE = Path(__file__).parents[2] / "docs" / "states.md"
 
 # Written out once more, row by row, as the facts tell it (cachefiles-kernel 7.1 and 7.4): a table
 # tested against itself would accept every mistake. None stands for an illegal transition.
@@ -125,14 +133,14 @@ def test_a_kick_is_a_legal_event(state: ObjectState) -> None:
 
 
 def test_object_diagram() -> None:
-    lines = states.object_diagram().splitlines()
+    lines = diagrams.object_diagram().splitlines()
     assert lines[:3] == ["stateDiagram-v2", "    [*] --> CLOSE", "    CLOSE --> OPEN: COPEN"]
     assert len(lines) == 2 + len(states.OBJECT_TABLE)
 
 
 @pytest.mark.parametrize("opcode", Opcode)
 def test_request_diagram(opcode: Opcode) -> None:
-    lines = states.request_diagram(opcode).splitlines()
+    lines = diagrams.request_diagram(opcode).splitlines()
     arrows = {
         f"    {before} --> {after}: {event}"
         for before, row in REQUESTS[opcode].items()
@@ -144,24 +152,66 @@ def test_request_diagram(opcode: Opcode) -> None:
     assert len(lines) == 2 + len(arrows)
 
 
+CACHES: dict[str, dict[str, str | None]] = {
+    "UNBOUND": {"BIND": "READY", "DEVICE_CLOSED": None, "ALL_CLOSED": "WITHDRAWN"},
+    "READY": {"BIND": None, "DEVICE_CLOSED": "DEAD", "ALL_CLOSED": "WITHDRAWN"},
+    "DEAD": {"BIND": None, "DEVICE_CLOSED": None, "ALL_CLOSED": "WITHDRAWN"},
+    "WITHDRAWN": {"BIND": None, "DEVICE_CLOSED": None, "ALL_CLOSED": None},
+}
+
+
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(CacheState, CacheEvent)))
+def test_cache_transition(state: CacheState, event: CacheEvent) -> None:
+    after = CACHES[state.name][event.name]
+    if after is None:
+        with pytest.raises(
+            IllegalTransition, match=f"{event.name} of a cache that is {state.name}"
+        ):
+            next_cache_state(state, event)
+    else:
+        assert next_cache_state(state, event) is CacheState[after]
+
+
+@pytest.mark.parametrize(("answer", "opcode"), list(itertools.product(Answer, Opcode)))
+def test_who_may_answer(answer: Answer, opcode: Opcode) -> None:
+    right = {(Answer.COPEN, Opcode.OPEN), (Answer.CREAD, Opcode.READ)}
+    assert answers(answer, opcode) is ((answer, opcode) in right)
+
+
+def test_other_diagrams_and_tables() -> None:
+    lines = diagrams.cache_diagram().splitlines()
+    assert lines[1:3] == ["    [*] --> UNBOUND", "    UNBOUND --> READY: BIND"]
+    assert len(lines) == 2 + len(states.CACHE_TABLE)
+    copen = diagrams.copen_table().splitlines()
+    assert len(copen) == 2 + len(states.COPEN_TABLE)
+    assert copen[1] == "|---|---|---|---|"
+    assert "| a size | closed | well | EBADFD |" in copen
+    waits = diagrams.wait_table().splitlines()
+    assert len(waits) == 2 + len(states.Wait)
+    assert {line.count("|") for line in waits} == {len(states.End) + 2}
+
+
 def test_the_module_prints_its_tables(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # runpy warns of a module that is imported already.
-    monkeypatch.delitem(sys.modules, "pagein.protocol.states")
-    runpy.run_module("pagein.protocol.states", run_name="__main__")
+    monkeypatch.delitem(sys.modules, "pagein.protocol.diagrams")
+    runpy.run_module("pagein.protocol.diagrams", run_name="__main__")
     printed = capsys.readouterr().out
-    assert printed.count("```mermaid\n") == 4
-    assert printed.count("```\n") == 4
-    assert states.object_diagram() in printed
+    assert PAGE.read_text().endswith(printed.rstrip() + "\n")
+    assert printed.count("```mermaid\n") == 5
+    assert printed.count("```\n") == 5
+    for part in (diagrams.cache_diagram(), diagrams.copen_table(), diagrams.wait_table()):
+        assert part in printed
+    assert diagrams.object_diagram() in printed
     for opcode in Opcode:
         assert f"### {opcode.name} request\n" in printed
-        assert states.request_diagram(opcode) in printed
+        assert diagrams.request_diagram(opcode) in printed
 
 
 def test_the_module_runs_as_a_command() -> None:
     """Without the warning that `python -m` gives for a module its own package imports."""
-    command = [sys.executable, "-W", "error", "-m", "pagein.protocol.states"]
+    command = [sys.executable, "-W", "error", "-m", "pagein.protocol.diagrams"]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert states.object_diagram() in ran.stdout
+    assert diagrams.object_diagram() in ran.stdout

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from tests.e2e.harness import COMMAND, DEADLINE, Pagein, wait_for
-from tests.pulled.conftest import Layers, Rig
-from tests.pulled.rig import good, refused, user
+from tests.pulled.conftest import Rig
+from tests.pulled.rig import Layers, good, refused, user
 from tests.pulled.rootfs import BIG, BUSYBOX
 
 from pagein.images.traces.document import Touch, Trace, parse_trace

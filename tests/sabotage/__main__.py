@@ -28,6 +28,7 @@ TESTS = (
     "tests/test_fscache.py",
     "tests/test_fscache_reads.py",
     "tests/test_fscache_model.py",
+    "tests/machine",
     "tests/test_rangeset.py",
 )
 LIMIT = 300.0

@@ -30,6 +30,7 @@ class Bug:
 _ONDEMAND = "cachefiles/ondemand.py"
 _REQUESTS = "cachefiles/requests.py"
 _DEVICE = "cachefiles/device.py"
+_OPENFILES = "cachefiles/openfiles.py"
 _LOOP = "daemon/loop.py"
 
 BUGS = (
@@ -56,13 +57,13 @@ BUGS = (
     Bug(
         "stale copen completes a READ",
         _ONDEMAND,
-        "or request.opcode is not Opcode.OPEN",
+        "or not answers(Answer.COPEN, request.opcode)",
         "or False",
     ),
     Bug(
         "CREAD completes an OPEN",
         _ONDEMAND,
-        "or request.opcode is not Opcode.READ",
+        "or not answers(Answer.CREAD, request.opcode)",
         "or False",
     ),
     Bug(
@@ -221,5 +222,54 @@ BUGS = (
         "daemon/filedevice.py",
         "if offset % PAGE_SIZE or len(data) % PAGE_SIZE:",
         "if False:",
+    ),
+    # ---- the queue, the fds, and what is left behind
+    Bug(
+        "READs of an object that is open again stay aside",
+        _REQUESTS,
+        "if readable(Opcode.READ, obj.state) != before:",
+        "if readable(Opcode.READ, obj.state) < before:",
+    ),
+    Bug(
+        "an answered request stays in the queue",
+        _REQUESTS,
+        "        del self.pending[request.msg_id]\n        self._set_aside(request.msg_id)",
+        "        del self.pending[request.msg_id]\n        pass",
+    ),
+    Bug(
+        "withdrawal forgets who reads",
+        _ONDEMAND,
+        "for request in self.requests.of(obj):",
+        "for request in self.requests.of(obj)[1:]:",
+    ),
+    Bug(
+        "a file replaced while it had no fd is read",
+        _OPENFILES,
+        "if (found.st_dev, found.st_ino) != self._identity:",
+        "if found.st_dev != self._identity[0]:",
+    ),
+    Bug(
+        "a file in use gives its fd away",
+        _OPENFILES,
+        "            self._pool.idle.pop(self, None)\n        return self.fd",
+        "            pass\n        return self.fd",
+    ),
+    Bug(
+        "idle files keep their fds",
+        _OPENFILES,
+        "and self.opened > self.limit and self.idle:",
+        "and self.opened > 2 * self.limit and self.idle:",
+    ),
+    Bug(
+        "what a failed write left is believed",
+        "cachefiles/backing.py",
+        "written -= written % PAGE_SIZE\n",
+        "written -= 0\n",
+    ),
+    Bug(
+        "events are kept while they are off",
+        _ONDEMAND,
+        "        if trace.on:\n            _trace_delivery(request)",
+        "        if True:\n            _trace_delivery(request)",
     ),
 )

@@ -7,7 +7,7 @@ from tests.sabotage.bugs import BUGS, CHECKOUT, Bug
 
 
 def test_there_are_enough_of_both_halves() -> None:
-    assert len(BUGS) >= 20
+    assert len(BUGS) >= 40
     assert len({bug.name for bug in BUGS}) == len(BUGS)
     assert {bug.file.split("/")[0] for bug in BUGS} >= {"cachefiles", "protocol", "daemon"}
 

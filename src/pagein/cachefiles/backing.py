@@ -19,10 +19,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
+from pagein.cachefiles import tracepoints
 from pagein.cachefiles.inflight import ofd_lock, punch
 from pagein.cachefiles.inuse import sole_user
 from pagein.cachefiles.openfiles import HeldFile
 from pagein.cachefiles.presence import PAGE_SIZE, round_up, whole_pages
+from pagein.cachefiles.tracepoints import trace
 from pagein.rangeset import RangeSet
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class BackingFile:
         self._taking_back = threading.Lock()
         self._owed: list[tuple[int, list[tuple[int, int]]]] = []
         """Slots of failed writes, and what has to become a hole again before they are free."""
-        self._file = HeldFile(cache.open_files, cache.path_of(path), fd)
+        self._file = HeldFile(cache.open_files, cache.directory, path, fd)
         self.length = round_up(object_size)
         self.written = 0
         """Bytes written through this object since it was opened."""
@@ -83,6 +85,8 @@ class BackingFile:
         except BaseException:
             self._file.close()
             raise
+        if trace.on:
+            trace.event(tracepoints.MARK_ACTIVE, path, self._file.inode)
 
     def _settled(self, fd: int) -> int:
         """The fd to keep of a file that was just opened, again or for the first time. Blocks."""
@@ -100,20 +104,18 @@ class BackingFile:
         """The file's descriptor, or -1 while it has none."""
         return self._file.fd
 
+    @property
     def blocks(self) -> int:
-        """Blocks of 512 bytes on the disk; 0 of a file that was closed and is gone meanwhile."""
-        if (fd := self._file.pin()) < 0:
-            try:
-                return os.stat(self._file.path).st_blocks
-            except FileNotFoundError:
-                return 0
+        """How many blocks of 512 bytes it has on the disk; 0 of one that somebody removed."""
         try:
-            return os.fstat(fd).st_blocks
-        finally:
-            self._file.unpin()
+            return self._file.stat().st_blocks
+        except FileNotFoundError:
+            return 0
 
     def close(self) -> None:
         """Let go of the file: at once, or when the last thread at work on it has returned."""
+        if trace.on:
+            trace.event(tracepoints.MARK_INACTIVE, self.path, self._file.inode)
         self._file.close()
 
     def abandon(self) -> None:
@@ -158,6 +160,8 @@ class BackingFile:
         """preadv that never waits for the disk: bytes read, or -1 when it would have to."""
         if (fd := self._file.pin()) < 0:
             return -1
+        if trace.on:
+            trace.event(tracepoints.READ, self.path, offset, sum(map(len, buffers)))
         try:
             return os.preadv(fd, buffers, offset, os.RWF_NOWAIT)
         except OSError as error:
@@ -173,6 +177,8 @@ class BackingFile:
         """preadv. Blocks. Raises EIO when the object was withdrawn meanwhile."""
         try:
             with self._in_use() as fd:
+                if trace.on:
+                    trace.event(tracepoints.READ, self.path, offset, sum(map(len, buffers)))
                 return os.preadv(fd, buffers, offset)
         except OSError as problem:
             raise OSError(errno.EIO, problem.strerror, os.fsdecode(self.path)) from problem
@@ -272,10 +278,15 @@ class BackingFile:
     ) -> tuple[int, BaseException | None]:
         """Write with an entry in the table: how many bytes, and what stopped it."""
         slot = self.cache.inflight.enter(self.path, offset, len(data))
+        if trace.on:
+            trace.event(tracepoints.WRITE, self.path, offset, len(data))
         written, problem = self._write_all(fd, data, offset)
         if problem is None:
             self.cache.inflight.strike(slot)
             return written, None
+        if trace.on:
+            number = getattr(problem, "errno", None) or 0
+            trace.event(tracepoints.VFS_ERROR, self.path, "write", -number)
         # Whole pages only, and of the rest nothing may be left: on a full disk ext4 has
         # blocks of zeros, which would pass for data, where it says it wrote nothing.
         written -= written % PAGE_SIZE

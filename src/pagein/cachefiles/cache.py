@@ -18,13 +18,14 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from pagein.cachefiles import inflight, namei, xattr
+from pagein.cachefiles import inflight, namei, tracepoints, xattr
 from pagein.cachefiles.backing import BackingFile
 from pagein.cachefiles.inflight import InflightTable
 from pagein.cachefiles.inuse import claimed, open_cache_file, sole_user
 from pagein.cachefiles.openfiles import OpenFiles, half_of_our_fds
 from pagein.cachefiles.presence import probe, round_up
 from pagein.cachefiles.space import Space
+from pagein.cachefiles.tracepoints import trace
 from pagein.protocol.space import LIMITS, Limits
 
 log = logging.getLogger("pagein.cachefiles")
@@ -51,9 +52,9 @@ class Cache:
         """
         self.directory: bytes = os.path.realpath(directory)
         self.shared = shared
-        self._burials = itertools.count(1)
         # What processes share they lock by their open files, and a lock goes with its fd.
         self.open_files = OpenFiles(None if shared else half_of_our_fds())
+        self._burials = itertools.count(1)
         self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self._lock()
@@ -145,7 +146,11 @@ class Cache:
         wanted = xattr.volume_coherency(coherency)
         if not os.path.lexists(path):
             self._make_volume(path, wanted)
-        if self._volume_coherency(path, len(wanted)) != wanted:
+        coherent = self._volume_coherency(path, len(wanted)) == wanted
+        if trace.on:
+            verdict = "VOL OK" if coherent else "VOL BAD cmp"
+            trace.event(tracepoints.VOL_COHERENCY, b"", path, verdict)
+        if not coherent:
             log.warning("%s is of another time", os.fsdecode(path))
             self.to_graveyard(path)
             self._make_volume(path, wanted)
@@ -169,6 +174,8 @@ class Cache:
             if not os.path.lexists(grave):
                 break
         os.rename(path, grave)
+        if trace.on:
+            trace.event(tracepoints.RENAME, b"", path, "weird")
         log.info("%s: moved to %s", os.fsdecode(path), os.fsdecode(grave))
 
     def _make_volume(self, path: bytes, coherency: bytes) -> None:
@@ -178,6 +185,8 @@ class Cache:
         try:
             os.setxattr(made, xattr.NAME, coherency)
             os.rename(made, path)
+            if trace.on:
+                trace.event(tracepoints.MKDIR, b"", path)
         except OSError as problem:
             os.rmdir(made)
             if problem.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another was faster
@@ -196,10 +205,13 @@ class Cache:
                 self.to_graveyard(path)
             elif kind != stat.S_IFREG:
                 log.warning("%s is no regular file, removed", os.fsdecode(path))
-                os.unlink(path)
-            return open_cache_file(path)
+                _unlink(relative, path, "weird")
+            fd = open_cache_file(path)
         except FileNotFoundError:
-            return None
+            fd = None
+        if trace.on:
+            trace.event(tracepoints.LOOKUP, relative, -errno.ENOENT if fd is None else 0)
+        return fd
 
     def store(self, fd: int, data: memoryview, offset: int) -> int:
         """pwrite to an open file of the cache."""
@@ -232,16 +244,19 @@ class Cache:
                 fd = self._create(relative, wanted)
                 if fd is None:
                     continue  # made by another process meanwhile
-            elif not self._coherent(fd, wanted):
+            elif not self._coherent(relative, fd, wanted):
                 os.close(fd)
                 self._bury(relative)
                 continue
             return BackingFile(self, relative, fd, object_size)
 
-    def _coherent(self, fd: int, wanted: xattr.ObjectXattr) -> bool:
+    def _coherent(self, relative: bytes, fd: int, wanted: xattr.ObjectXattr) -> bool:
         try:
             found = xattr.get_object(fd, len(wanted.aux))
-            if found is None or not found.matches(wanted):
+            matches = found is not None and found.matches(wanted)
+            if trace.on:
+                trace.event(tracepoints.COHERENCY, relative, "OK" if matches else "BAD")
+            if not matches:
                 return False
             if os.fstat(fd).st_size != round_up(wanted.object_size):
                 self._resize(fd, wanted.object_size)
@@ -253,6 +268,9 @@ class Cache:
     def _resize(self, fd: int, object_size: int) -> None:
         if not self.shared and not sole_user(fd):
             raise OSError(errno.EBUSY, "cache file has the wrong length and is in use")
+        if trace.on:
+            kind, before = tracepoints.TRUNC, os.fstat(fd).st_size
+            trace.event(kind, b"", "SHRINK", before, round_up(object_size))
         os.ftruncate(fd, round_up(object_size))
 
     def _create(self, relative: bytes, wanted: xattr.ObjectXattr) -> int | None:
@@ -265,6 +283,10 @@ class Cache:
             xattr.set_object(fd, wanted)
             # With a directory fd Python calls linkat(2), here with AT_SYMLINK_FOLLOW.
             os.link(f"/proc/self/fd/{fd}", self.path_of(relative), src_dir_fd=self._fd)
+            if trace.on:
+                inode = os.fstat(fd).st_ino
+                trace.event(tracepoints.TMPFILE, relative, inode)
+                trace.event(tracepoints.LINK, relative, inode)
         except FileExistsError:
             os.close(fd)
             return None
@@ -277,4 +299,10 @@ class Cache:
         """Remove a stale file, unless anybody uses it (design decision 7)."""
         path = self.path_of(relative)
         with claimed(path):
-            os.unlink(path)
+            _unlink(relative, path, "stale")
+
+
+def _unlink(relative: bytes, path: bytes, why: str) -> None:
+    os.unlink(path)
+    if trace.on:
+        trace.event(tracepoints.UNLINK, relative, path, why)

@@ -17,8 +17,10 @@ from functools import partial
 
 from pagein.cachefiles import culling
 from pagein.cachefiles.cache import UNLIMITED, Cache
+from pagein.cachefiles.debug import debug
 from pagein.cachefiles.object import CachefilesObject
 from pagein.cachefiles.ondemand import Ondemand, error
+from pagein.cachefiles.tracepoints import ONDEMAND_FD_WRITE, trace
 from pagein.protocol import commands
 from pagein.protocol.messages import PAGE_SIZE
 from pagein.protocol.space import LIMITS, Limits
@@ -76,7 +78,7 @@ class Session:
         self.looking_up.discard(obj)
         if obj.file is not None:
             if self.cache is not None:
-                self.cache.space.released(obj.file.blocks())
+                self.cache.space.released(obj.file.blocks)
             obj.file.close()
             obj.file = None
 
@@ -120,8 +122,6 @@ class CachefilesDevice:
         self.first_object_id = 1
         self.shared = shared
         self.ondemand = ondemand
-        self.debug_mask = 0
-        """Of `debug`, which outlives the open that set it."""
         self.pollers: list[Callable[[], None]] = []
         self.bound = asyncio.Event()
         """Set while a cache is bound, or once the last try failed (see `Session.problem`)."""
@@ -212,11 +212,18 @@ class CachefilesDevice:
             if session.dead:
                 raise error(errno.EIO)
             session.cwd = cwd
-            if verb in LIMITS:
-                session.limits.set(verb, commands.parse_percent(args))
-                self._changed()
-            else:
-                await getattr(self, "_cmd_" + verb)(session, args)
+            if debug.mask:
+                debug.enter("cachefiles_daemon_" + verb, args)
+            try:
+                if verb in LIMITS:
+                    session.limits.set(verb, commands.parse_percent(args))
+                    self._changed()
+                else:
+                    await getattr(self, "_cmd_" + verb)(session, args)
+            except OSError as problem:
+                debug.leave("cachefiles_daemon_" + verb, problem)
+                raise
+            debug.leave("cachefiles_daemon_" + verb, len(data))
         return len(data)
 
     # ---- commands ----------------------------------------------------------------------------
@@ -306,7 +313,7 @@ class CachefilesDevice:
             await asyncio.get_running_loop().run_in_executor(None, work)
 
     async def _cmd_debug(self, _: Session, args: bytes) -> None:
-        self.debug_mask = commands.parse_debug(args)
+        debug.set(commands.parse_debug(args))
 
     async def _cmd_secctx(self, _: Session, args: bytes) -> None:
         commands.parse_secctx(args)
@@ -364,6 +371,8 @@ class AnonymousFile:
             return 0
         file = self.object.file
         assert file is not None
+        if trace.on:
+            trace.event(ONDEMAND_FD_WRITE, self.object.cookie_key, offset, len(data))
         return await file.write(data, offset)
 
     def lseek(self, offset: int, whence: int) -> int:

@@ -12,11 +12,14 @@ import errno
 import logging
 from collections.abc import Callable
 
+from pagein.cachefiles import tracepoints
+from pagein.cachefiles.debug import debug
 from pagein.cachefiles.object import FD_CLOSED, NEVER_OPENED, CachefilesObject
 from pagein.cachefiles.requests import Request, Requests, describe, error
+from pagein.cachefiles.tracepoints import trace
 from pagein.protocol import commands, messages
 from pagein.protocol.messages import Opcode
-from pagein.protocol.states import ObjectEvent, ObjectState, RequestEvent
+from pagein.protocol.states import Answer, ObjectEvent, ObjectState, RequestEvent, answers
 
 __all__ = ["NO_FD", "Ondemand", "Request", "describe", "error"]
 
@@ -97,6 +100,8 @@ class Ondemand:
         Raises EMSGSIZE when `size` is too small (the request stays), EEXIST for an OPEN of an
         object whose anonymous fd is still open (the request fails).
         """
+        if debug.mask:
+            debug.enter("cachefiles_ondemand_daemon_read", size)
         request = self.requests.next(self._start_reopening)
         if request is None:
             return b""
@@ -107,6 +112,10 @@ class Ondemand:
             self._assign_object_id(request)
         message = self._message(request)
         request.event(RequestEvent.DELIVER)
+        if trace.on:
+            _trace_delivery(request)
+        if debug.mask:
+            debug.leave("cachefiles_ondemand_daemon_read", len(message))
         if request.opcode is Opcode.CLOSE:
             self.requests.remove(request)
             if not request.done.done():
@@ -170,13 +179,15 @@ class Ondemand:
         request = self.pending.get(msg_id)
         if (
             request is None
-            or request.opcode is not Opcode.OPEN
+            or not answers(Answer.COPEN, request.opcode)
             or request.object.ondemand_id == NEVER_OPENED
         ):
             raise error(errno.EINVAL)
         obj = request.object
         try:
             size = commands.parse_copen_size(raw_size)
+            if trace.on:
+                trace.event(tracepoints.ONDEMAND_COPEN, obj.cookie_key, msg_id, size)
         except OSError as problem:
             self._fail_open(request, problem.errno or errno.EINVAL)
             raise
@@ -210,10 +221,12 @@ class Ondemand:
         if (
             request is None
             or obj is None
-            or request.opcode is not Opcode.READ
+            or not answers(Answer.CREAD, request.opcode)
             or request.object is not obj
         ):
             raise error(errno.EINVAL)
+        if trace.on:
+            trace.event(tracepoints.ONDEMAND_CREAD, obj.cookie_key, msg_id)
         self.complete(request)
 
     def restore(self) -> None:
@@ -251,6 +264,8 @@ class Ondemand:
         """The last close of the anonymous fd (facts 8.4)."""
         object_id, obj.ondemand_id = obj.ondemand_id, FD_CLOSED
         self.objects.pop(object_id, None)
+        if trace.on:
+            trace.event(tracepoints.ONDEMAND_FD_RELEASE, obj.cookie_key, object_id)
         # A CLOSE that waits is delivered all the same, with an id of nobody (facts 4.2): the kernel
         # looks for its id in the message, where it stands only once it has been read.
         if obj.state is not ObjectState.DROPPING:
@@ -290,3 +305,14 @@ class Ondemand:
     def anonymous_open(self) -> bool:
         """Whether any anonymous fd is still open, which keeps the device busy (facts 1)."""
         return any(obj.handles for obj in self.objects.values())
+
+
+def _trace_delivery(request: Request) -> None:
+    obj = request.object
+    ids = (request.msg_id, obj.ondemand_id & NO_FD)
+    if request.opcode is Opcode.OPEN:
+        trace.event(tracepoints.ONDEMAND_OPEN, obj.cookie_key, *ids, NO_FD, 0)
+    elif request.opcode is Opcode.READ:
+        trace.event(tracepoints.ONDEMAND_READ, obj.cookie_key, *ids, request.off, request.len)
+    else:
+        trace.event(tracepoints.ONDEMAND_CLOSE, obj.cookie_key, *ids)

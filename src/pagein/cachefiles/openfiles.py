@@ -52,14 +52,15 @@ class OpenFiles:
 class HeldFile:
     """One backing file: its fd, or how to get it."""
 
-    __slots__ = ("_identity", "_pool", "_users", "closed", "fd", "path")
+    __slots__ = ("_directory", "_identity", "_pool", "_users", "closed", "fd", "path")
 
-    def __init__(self, pool: OpenFiles, path: bytes, fd: int) -> None:
-        """Take over `fd`. `path` is where to open it again."""
+    def __init__(self, pool: OpenFiles, directory: bytes, path: bytes, fd: int) -> None:
+        """Take over `fd`. `path` in `directory` is where to open it again."""
         found = os.fstat(fd)
         self._pool = pool
         self._identity = (found.st_dev, found.st_ino)
         self._users = 0
+        self._directory = directory
         self.path = path
         self.fd = fd
         self.closed = False
@@ -72,10 +73,13 @@ class HeldFile:
     def pin(self) -> int:
         """The fd, which stays open until `unpin`; -1 when it would have to be opened."""
         with self._pool.lock:
-            if self.fd >= 0:
-                self._users += 1
-                self._pool.idle.pop(self, None)
-            return self.fd
+            return self._pin()
+
+    def _pin(self) -> int:
+        if self.fd >= 0:
+            self._users += 1
+            self._pool.idle.pop(self, None)
+        return self.fd
 
     def unpin(self) -> None:
         """Done with the fd of a `pin`."""
@@ -99,17 +103,18 @@ class HeldFile:
         closed the other. Raises ENOBUFS after `close`, which is what a write after withdrawal gets
         (facts 8.1); EIO when another file is there, or ENOENT.
         """
-        while (fd := self.pin()) < 0:
-            if self.closed:
-                raise OSError(errno.ENOBUFS, "the object was withdrawn", os.fsdecode(self.path))
-            self._reopen(settled)
+        fd = self.pin()
+        if fd < 0:
+            fd = self._reopen(settled)
         try:
             yield fd
         finally:
             self.unpin()
 
-    def _reopen(self, settled: Callable[[int], int]) -> None:
-        fd = open_cache_file(self.path)
+    def _reopen(self, settled: Callable[[int], int]) -> int:
+        """Get an fd again, which is pinned at once, else it would be the one to be given up."""
+        self._check_open()
+        fd = open_cache_file(os.path.join(self._directory, self.path))
         try:
             found = os.fstat(fd)
             if (found.st_dev, found.st_ino) != self._identity:
@@ -125,9 +130,31 @@ class HeldFile:
                 self.fd = fd
                 pool.opened += 1
                 pool.reopened += 1
-                pool.idle[self] = None
                 surplus = pool.surplus()
+            pinned = self._pin()
         _close(surplus)
+        if pinned < 0:
+            self._check_open()
+        return pinned
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise OSError(errno.ENOBUFS, "the object was withdrawn", os.fsdecode(self.path))
+
+    @property
+    def inode(self) -> int:
+        """Its inode number."""
+        return self._identity[1]
+
+    def stat(self) -> os.stat_result:
+        """Its attributes, with or without an fd."""
+        fd = self.pin()
+        if fd < 0:
+            return os.lstat(os.path.join(self._directory, self.path))
+        try:
+            return os.fstat(fd)
+        finally:
+            self.unpin()
 
     def swap(self, settled: Callable[[int], int]) -> None:
         """Have `settled` say which fd to keep of one that is in use by the caller alone."""

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from pagein.cachefiles.debug import debug
 from pagein.cachefiles.object import CachefilesObject
 from pagein.protocol import messages
 from pagein.protocol.messages import Opcode
@@ -61,7 +62,10 @@ class Request:
 
     def event(self, event: RequestEvent) -> None:
         """Go to the state that the table of `protocol.states` names."""
+        before = self.state
         self.state = next_request_state(self.opcode, self.state, event)
+        if debug.mask:
+            debug.say(f"{describe(self)}: {event.name}: {before.name} -> {self.state.name}")
 
 
 class Requests:
@@ -116,8 +120,11 @@ class Requests:
 
     def object_event(self, obj: CachefilesObject, event: ObjectEvent) -> None:
         """Something happens to an object: its READs may become deliverable, or cease to be."""
-        before = readable(Opcode.READ, obj.state)
+        before, state = readable(Opcode.READ, obj.state), obj.state
         obj.event(event)
+        if debug.mask:
+            key = obj.cookie_key.decode("ascii", errors="backslashreplace")
+            debug.say(f"object {key}: {event.name}: {state.name} -> {obj.state.name}")
         if readable(Opcode.READ, obj.state) != before:
             for request in self.of(obj):
                 self._place(request)

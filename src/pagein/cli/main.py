@@ -32,6 +32,8 @@ COMMANDS = (
     "daemon",
     "device",
     "exec-daemon",
+    "events",
+    "debug",
 )
 """In the order of `--help`. Each is a function, or an `app` of several, in a module of its name."""
 

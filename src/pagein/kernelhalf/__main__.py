@@ -17,6 +17,7 @@ from typing import Any
 from pagein.control import Answer
 from pagein.controlserver import ControlServer
 from pagein.kernelhalf import state as states
+from pagein.kernelhalf import watching
 from pagein.kernelhalf.half import Blob, KernelHalf, Settings
 from pagein.kernelhalf.life import Life
 from pagein.kernelhalf.recording import Recordings
@@ -79,6 +80,8 @@ class Process:
             "leave": self._leave,
             "record": self._record,
             "touches": self._touches,
+            "events": watching.events,
+            "debug": watching.debug,
         }
         self.control = ControlServer(socket.socket(fileno=options.control_fd), handlers)
 

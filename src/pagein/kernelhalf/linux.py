@@ -26,6 +26,7 @@ import msgspec
 
 from pagein.control import Answer
 from pagein.controlserver import ControlServer
+from pagein.kernelhalf import watching
 from pagein.kernelhalf.life import Life
 from pagein.mounts import kernel, syscalls
 from pagein.mounts.erofs import MountError, umount_image
@@ -71,6 +72,8 @@ class Deputy:
             "umount": self._umount,
             "status": self._status,
             "leave": self._leave,
+            "events": watching.not_ours,
+            "debug": watching.not_ours,
         }
         self.control = ControlServer(socket.socket(fileno=options.control_fd), handlers)
         self.life = Life(

@@ -39,16 +39,38 @@ an OPEN that was delivered once: what decides whether copen finds it is whether 
 got an fd (facts cachefiles-kernel 6, step 2), which is the guard of the caller. A CLOSE that nobody
 read is completed by the last close of the fd it asks for (8.4).
 
+A *cache* is a directory that one open of the device has bound (facts cachefiles-kernel 1 and 7.5):
+
+  UNBOUND    the device is open; nothing can be mounted.
+  READY      bound: the only state in which requests come to be.
+  DEAD       the last fd of the device was closed. First it is dead, then all that waits fails, so
+             that nothing can be asked in between. What is present is still read, and anonymous fds
+             that live on still write: who dies last has the last word.
+  WITHDRAWN  the last anonymous fd was closed too; every file is closed, and the device can be
+             opened again. Nothing revives what was mounted: it has to be mounted anew.
+
+*Who may answer* what is a table as well. An id alone says little: a late answer of a daemon that
+was replaced may name the id of another request by now, of another kind or another object. So a
+copen answers an OPEN, CREAD a READ, and each its own object's; anything else is EINVAL and changes
+nothing (facts 6 and 8.3). What a copen *tells* decides the rest (`COPEN_TABLE`): from the moment
+that its request is found it is answered, whatever else is wrong with it. The size that counts is
+that of an object's first copen; at a reopening its file is there, and another size is heard and
+not believed. It is the size in the file's attribute that drops a cached file, at the next lookup.
+
+*Waits* have an end (`WAIT_TABLE`). Who is killed withdraws its request, and the late answer is
+EINVAL (9.5); only a lookup cannot be killed, since the daemon has an fd by then, and is owed a
+CLOSE (7.2). Nothing waits for ever: here there is a deadline where the kernel has none.
+
 The tables hold what is possible; what is not in them raises `IllegalTransition` and is a bug of the
 caller. EMSGSIZE, a copen or CREAD that is answered EINVAL, and a write change no state.
 
-`python -m pagein.protocol.states` prints the tables as diagrams.
+`python -m pagein.protocol.diagrams` prints the tables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from enum import Enum
+from collections.abc import Mapping
+from enum import Enum, auto
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias
 
@@ -62,22 +84,22 @@ class IllegalTransition(RuntimeError):
 class ObjectState(Enum):
     """Whether the user half holds an anonymous fd for an object."""
 
-    CLOSE = "close"
-    OPEN = "open"
-    REOPENING = "reopening"
-    DROPPING = "dropping"
+    CLOSE = auto()
+    OPEN = auto()
+    REOPENING = auto()
+    DROPPING = auto()
 
 
 class ObjectEvent(Enum):
     """What happens to an object."""
 
-    COPEN = "copen"
+    COPEN = auto()
     """A successful copen whose anonymous fd is still open."""
-    FD_CLOSED = "fd closed"
+    FD_CLOSED = auto()
     """The last close of the anonymous fd, before or after copen; or an OPEN's failed delivery."""
-    READ_MET = "read met"
+    READ_MET = auto()
     """A read() of the device comes upon a READ of an object in CLOSE."""
-    DROP = "drop"
+    DROP = auto()
     """The object is withdrawn: its cookie is given up, or the cache goes off line."""
 
 
@@ -104,21 +126,21 @@ OBJECT_TABLE: Final[ObjectTable] = MappingProxyType(
 class RequestState(Enum):
     """How far a request has come."""
 
-    NEW = "new"
-    DELIVERED = "delivered"
-    DONE = "done"
+    NEW = auto()
+    DELIVERED = auto()
+    DONE = auto()
 
 
 class RequestEvent(Enum):
     """What happens to a request."""
 
-    DELIVER = "deliver"
+    DELIVER = auto()
     """A read() of the device returned it."""
-    RESTORE = "restore"
+    RESTORE = auto()
     """`restore` was written: whoever took the request is gone."""
-    COMPLETE = "complete"
+    COMPLETE = auto()
     """Answered (copen, CREAD), or a CLOSE whose last fd was closed."""
-    FAIL = "fail"
+    FAIL = auto()
     """Failed: negative copen, failed delivery, killed reader, withdrawn object, dead device."""
 
 
@@ -153,6 +175,125 @@ REQUEST_TABLE: Final[RequestTable] = MappingProxyType(
     }
 )
 """Every possible transition of a request; it begins as NEW."""
+
+
+class CacheState(Enum):
+    """How far the open device is with its cache directory."""
+
+    UNBOUND = auto()
+    READY = auto()
+    DEAD = auto()
+    WITHDRAWN = auto()
+
+
+class CacheEvent(Enum):
+    """What happens to a cache."""
+
+    BIND = auto()
+    """A `bind` that succeeds; one that fails is no event."""
+    DEVICE_CLOSED = auto()
+    """The last close of the device, while anonymous fds are open."""
+    ALL_CLOSED = auto()
+    """The last close of the last fd, be it the device's or an anonymous one's."""
+
+
+CACHE_TABLE: Final[Mapping[tuple[CacheState, CacheEvent], CacheState]] = MappingProxyType(
+    {
+        (CacheState.UNBOUND, CacheEvent.BIND): CacheState.READY,
+        (CacheState.UNBOUND, CacheEvent.ALL_CLOSED): CacheState.WITHDRAWN,
+        (CacheState.READY, CacheEvent.DEVICE_CLOSED): CacheState.DEAD,
+        (CacheState.READY, CacheEvent.ALL_CLOSED): CacheState.WITHDRAWN,
+        (CacheState.DEAD, CacheEvent.ALL_CLOSED): CacheState.WITHDRAWN,
+    }
+)
+"""Every possible transition of a cache; it begins in UNBOUND."""
+
+
+class Answer(Enum):
+    """What the user half says to a request."""
+
+    COPEN = auto()
+    CREAD = auto()
+
+
+ANSWERS: Final[Mapping[Answer, Opcode]] = MappingProxyType(
+    {Answer.COPEN: Opcode.OPEN, Answer.CREAD: Opcode.READ}
+)
+"""Which requests an answer is for. A CLOSE has none."""
+
+
+class Told(Enum):
+    """What a copen says after its comma."""
+
+    SIZE = "a size"
+    ERRNO = "-1 to -4095"
+    NO_ERRNO = "below -4095"
+    NO_NUMBER = "no number"
+    TOO_LONG = "a number that no long holds"
+
+
+COPEN_TABLE: Final[Mapping[tuple[Told, bool], tuple[str, str]]] = MappingProxyType(
+    {
+        (Told.SIZE, True): ("", ""),
+        (Told.SIZE, False): ("", "EBADFD"),
+        **{(Told.ERRNO, live): ("", "that errno") for live in (True, False)},
+        **{(Told.NO_ERRNO, live): ("EINVAL", "EINVAL") for live in (True, False)},
+        **{(Told.NO_NUMBER, live): ("EINVAL", "EINVAL") for live in (True, False)},
+        **{(Told.TOO_LONG, live): ("ERANGE", "ERANGE") for live in (True, False)},
+    }
+)
+"""By what is told, and whether the fd lives: how the write ends, and how the OPEN; "" is well."""
+
+
+class Wait(Enum):
+    """Who waits, and for which request."""
+
+    LOOKUP = "a lookup, for its OPEN"
+    READER = "a reader, for its READ"
+    WITHDRAWAL = "a withdrawal, for its CLOSE"
+
+
+class End(Enum):
+    """How a wait may end."""
+
+    ANSWERED = "answered"
+    KILLED = "killed"
+    DEADLINE = "out of time"
+    DEVICE_CLOSED = "device closed"
+    DROPPED = "object dropped"
+
+
+WAIT_TABLE: Final[Mapping[tuple[Wait, End], str]] = MappingProxyType(
+    {
+        (Wait.LOOKUP, End.ANSWERED): "it goes on, or fails",
+        (Wait.LOOKUP, End.KILLED): "it goes on to its end, and gives the cookie back",
+        (Wait.LOOKUP, End.DEADLINE): "it fails",
+        (Wait.LOOKUP, End.DEVICE_CLOSED): "it fails",
+        (Wait.READER, End.ANSWERED): "it looks again; a hole still is EIO",
+        (Wait.READER, End.KILLED): "it is gone, and the answer is EINVAL",
+        (Wait.READER, End.DEADLINE): "EIO",
+        (Wait.READER, End.DEVICE_CLOSED): "EIO",
+        (Wait.READER, End.DROPPED): "EIO",
+        (Wait.WITHDRAWAL, End.ANSWERED): "the object is dropped",
+        (Wait.WITHDRAWAL, End.KILLED): "the object is dropped",
+        (Wait.WITHDRAWAL, End.DEADLINE): "the object is dropped",
+        (Wait.WITHDRAWAL, End.DEVICE_CLOSED): "the object is dropped",
+    }
+)
+"""What becomes of who waits."""
+
+
+def answers(answer: Answer, opcode: Opcode) -> bool:
+    """Return whether a request of that kind can be answered so."""
+    return ANSWERS[answer] is opcode
+
+
+def next_cache_state(state: CacheState, event: CacheEvent) -> CacheState:
+    """Return the state of a cache after `event`; IllegalTransition if that cannot happen."""
+    try:
+        return CACHE_TABLE[state, event]
+    except KeyError:
+        raise IllegalTransition(f"{event.name} of a cache that is {state.name}") from None
 
 
 def next_object_state(state: ObjectState, event: ObjectEvent) -> ObjectState:
@@ -200,41 +341,3 @@ def readable(opcode: Opcode, object_state: ObjectState) -> bool:
     A "kick" does: without the read() that it invites, nothing would reopen the object.
     """
     return deliverable(opcode, object_state) != "no"
-
-
-def object_diagram() -> str:
-    """Return `OBJECT_TABLE` as a mermaid diagram."""
-    return _diagram(
-        ObjectState.CLOSE,
-        ((before, event, after) for (before, event), after in OBJECT_TABLE.items()),
-    )
-
-
-def request_diagram(opcode: Opcode) -> str:
-    """Return the part of `REQUEST_TABLE` that is about one opcode as a mermaid diagram."""
-    return _diagram(
-        RequestState.NEW,
-        (
-            (before, event, after)
-            for (code, before, event), after in REQUEST_TABLE.items()
-            if code is opcode
-        ),
-    )
-
-
-def _diagram(initial: Enum, transitions: Iterable[tuple[Enum, Enum, Enum]]) -> str:
-    arrows = [
-        f"    {before.name} --> {after.name}: {event.name}" for before, event, after in transitions
-    ]
-    return "\n".join(["stateDiagram-v2", f"    [*] --> {initial.name}", *arrows])
-
-
-def _main() -> None:
-    titles = {"object": object_diagram()}
-    titles |= {f"{opcode.name} request": request_diagram(opcode) for opcode in Opcode}
-    for title, diagram in titles.items():
-        print(f"### {title}\n\n```mermaid\n{diagram}\n```\n")
-
-
-if __name__ == "__main__":
-    _main()

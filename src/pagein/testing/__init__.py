@@ -7,12 +7,24 @@ the daemon's fail when told (`faults`), and what was said can be read as text (d
 """
 
 from pagein.testing.device import AnonFd, Device
-from pagein.testing.faults import Delay, Drop, Fail, Fault, Faults, Kill, Killed, Short, Step
+from pagein.testing.faults import (
+    POSSIBLE,
+    Delay,
+    Drop,
+    Fail,
+    Fault,
+    Faults,
+    Kill,
+    Killed,
+    Short,
+    Step,
+)
 from pagein.testing.kernel import Kernel, Waiting
 from pagein.testing.loop import SteppedLoop, Stuck
 from pagein.testing.recorder import Recorder
 
 __all__ = [
+    "POSSIBLE",
     "AnonFd",
     "Delay",
     "Device",

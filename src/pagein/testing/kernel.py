@@ -202,6 +202,13 @@ class Kernel:
     # ---- what there is -----------------------------------------------------------------------
 
     @property
+    def device(self) -> Device:
+        """The device that was opened last. Raises ValueError if none was."""
+        if self._device is None:
+            raise ValueError("the device was never opened: bind() or open()")
+        return self._device
+
+    @property
     def session(self) -> Session | None:
         """The open device, as the kernel half sees it."""
         return self.cachefiles.session

@@ -133,12 +133,20 @@ class SteppedLoop(asyncio.BaseEventLoop):
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Code inside may use asyncio as if it were called by this loop."""
+        """Code inside may use asyncio as if it were called by this loop.
+
+        Also inside a task of this loop, which then stands still meanwhile, as in a system call.
+        """
         outer = asyncio._get_running_loop()
         asyncio._set_running_loop(self)
+        task = asyncio.current_task(self)
+        if task is not None:
+            asyncio.tasks._leave_task(self, task)
         try:
             yield
         finally:
+            if task is not None:
+                asyncio.tasks._enter_task(self, task)
             asyncio._set_running_loop(outer)
 
     def step(self) -> bool:
