@@ -57,9 +57,7 @@ class KernelHalf:
             )
         os.close(write)
         process.returncode = 0  # reaped with all other children
-        with os.fdopen(read) as stream:
-            ready, _, _ = select.select([stream], [], [], _START_TIMEOUT)
-            said = stream.readline().strip() if ready else "it does not start"
+        said = _last_line(read)
         if said != "ok":
             raise OSError(errno.EIO, said or f"pagein could not start; see {self._path('log')}")
         return process.pid
@@ -111,3 +109,16 @@ def _detach(targets: Iterable[str]) -> None:
     for target in targets:
         with contextlib.suppress(OSError):
             syscalls.umount(target, syscalls.MNT_DETACH)
+
+
+def _last_line(fd: int) -> str:
+    """What a keeper says last on its `--ready-fd`, which is closed here; "" if it just ended."""
+    said = b""
+    deadline = time.monotonic() + _START_TIMEOUT
+    with open(fd, "rb", buffering=0) as stream:
+        while select.select([stream], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            more = stream.read(4096)
+            if not more:
+                return said.decode(errors="replace").strip().rpartition("\n")[2]
+            said += more
+    return "it does not start"
