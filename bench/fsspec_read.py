@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="on which disk")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was made is taken down
     with workspace(options.directory) as directory, ExitStack() as stack:
         (directory / "www").mkdir()
         path = directory / "www" / "table.parquet"

@@ -11,7 +11,7 @@ if [[ ${1-} = --long ]]; then
 fi
 parts=(
     "tests/realkernel/test_failover.py tests/realkernel/test_keeper.py"
-    "tests/scenarios tests/realkernel"
+    "tests/scenarios tests/realkernel tests/execdaemon"
 )
 not_again=(--ignore=tests/realkernel/test_failover.py --ignore=tests/realkernel/test_keeper.py)
 no_tests=5                # pytest's exit status when nothing was selected
