@@ -269,7 +269,7 @@ class FsCache:
 
 
 def _path(volume_key: bytes, cookie_key: bytes) -> bytes:
-    """Where an object is. ENOBUFS for what is no volume, as the kernel; EINVAL for no cookie key."""
+    """Where an object is. ENOBUFS for what is no volume, as the kernel; EINVAL for no key."""
     try:
         namei.volume_name(volume_key)
     except ValueError as problem:

@@ -13,7 +13,11 @@ from tests.scenarios.registry import scenario
 from tests.scenarios.transcript import ok
 from tests.scenarios.world import World
 
+from pagein.culler.culling import Outcome, cull, until_run
+from pagein.culler.evict import Commands
+from pagein.culler.holder import bind, make_room
 from pagein.protocol.messages import Close, Open, Read
+from pagein.protocol.space import Limits
 
 PAGE = image.PAGE
 VOLUME = "erofs,blob"
@@ -361,3 +365,59 @@ def cull_from_the_graveyard(w: World) -> None:
     (grave / "file").write_text("x")
     w.cull(device, grave, "file")
     w.log.call("rmdir of the grave", grave.rmdir, ok)
+
+
+def _plant(w: World, *keys: str, pages: int) -> None:
+    """Files in the cache, the first of which was not used for longest."""
+    for day, key in enumerate(keys, 1):
+        data = {number: image.page(number) for number in range(pages)}
+        path = w.disk.plant("erofs,names", key, pages * PAGE, data, quiet=True)
+        os.utime(path, (day * 86400, day * 86400))
+    w.note(f"planted, {pages} pages each: {', '.join(keys)}")
+
+
+def _left(w: World, outcome: Outcome) -> None:
+    w.note(f"culled: {', '.join(file.name for file in outcome.culled)}")
+    w.note(f"in use: {', '.join(file.name for file in outcome.in_use) or 'none'}")
+    found = w.disk.volume("erofs,names").glob("@*/*")
+    w.note(f"left: {', '.join(sorted(path.name for path in found))}")
+
+
+@scenario("11 daemon", "11 cull in use", "11 run ends it")
+def a_daemon_makes_room(w: World) -> None:
+    """`pagein cull` by the device's commands: the oldest first, but for what is mounted."""
+    room = w.room()
+    _plant(w, "oldest", "older", "old", "new", "newest", pages=400)
+    room.leave(PLENTY)
+    device = w.bound()
+    message, anon = device_open(w, device, "oldest", "names")
+    device.copen(message, 400 * PAGE)
+    w.netfs.started[-1].result()
+    room.leave(LESS)
+    anon.fill(1)
+    device.poll()
+    os.utime(w.disk.path("erofs,names", "oldest"), (0, 0))  # lookup and write were uses
+    place = os.fsencode(w.cache)
+    _left(w, cull(place, Commands(device.number, place), until_run(place, Limits())))
+    anon.fill(1)
+    device.poll()
+
+
+@scenario("11 daemon", "11 graveyard")
+def a_daemon_of_the_original_mode_makes_room(w: World) -> None:
+    """As cachefilesd does: by the state that the device tells."""
+    room = w.room()
+    _plant(w, "oldest", "older", "old", "new", "newest", pages=400)
+    grave = w.cache / "graveyard" / "0123456789abcdef"
+    grave.mkdir(parents=True)
+    (grave / "file").write_bytes(bytes(64 * PAGE))
+    room.leave(LESS)
+    device = w.open()
+    place = os.fsencode(w.cache)
+    bind(device.number, place, 7)
+    device.poll()
+    w.state(device)
+    _left(w, make_room(device.number, place))
+    w.disk.graves()
+    w.state(device)
+    device.poll()

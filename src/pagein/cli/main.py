@@ -8,6 +8,7 @@ import typer
 
 from pagein.cli import (
     cat,
+    cull,
     daemon,
     device,
     du,
@@ -69,6 +70,7 @@ app.command("du")(du.du)
 app.command("extract")(extract.extract)
 app.command("images")(images.images)
 app.command("index")(index.index)
+app.command("cull")(cull.cull)
 app.command("daemon")(daemon.daemon)
 app.command("device")(device.device)
 

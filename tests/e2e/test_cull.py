@@ -1,0 +1,73 @@
+"""`pagein cull` beside a pagein that runs: what is mounted stays, what is not goes."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.e2e.harness import Image, Pagein, pagein_in, serve, sums, wait_for
+from tests.library.fulldisk import full, tiny
+
+from pagein.testing.webserver import WebServer
+
+pytestmark = pytest.mark.root
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def small_cache(public_tmp: Path) -> Iterator[Pagein]:
+    """A pagein whose cache is a file system of 64 MiB."""
+    with (
+        tiny("ext4 -b4096", public_tmp / "cache", 64) as cache,
+        pagein_in(public_tmp, cache=cache) as mine,
+    ):
+        yield mine
+
+
+def culled(text: str) -> list[str]:
+    return [json.loads(line)["name"] for line in text.splitlines()]
+
+
+def test_room_is_made_of_what_is_not_mounted(
+    small_cache: Pagein, small: Image, server: WebServer
+) -> None:
+    pagein = small_cache
+    sources = serve(server, meta=small.meta, blob=small.blob)
+    pagein.mount(*sources)
+    assert sums(pagein.target) == sums(small.tree)
+    assert pagein.ok("cull").startswith("nothing goes: ")
+
+    with full(pagein.cache, left=2 * MIB):
+        done = pagein.run("cull")
+        assert done.returncode == 1
+        assert done.stdout.startswith("nothing goes; 2 older ones are in use: ")
+        assert "the 2 blobs left are in use" in done.stderr
+        assert sums(pagein.target) == sums(small.tree)
+
+        pagein.umount()
+        wait_for(lambda: not pagein.leftovers())
+        would = pagein.ok("cull", "--dry-run")
+        assert "would be culled" in would
+        assert would.splitlines()[-1].endswith(f"would be free where {pagein.cache} is")
+        assert len(culled(pagein.ok("cull", "--dry-run", "--json"))) == len(would.splitlines()) - 1
+        done = pagein.ok("cull")
+        assert "is free" in done.splitlines()[-1]
+        assert pagein.ok("cull").startswith("nothing goes: ")
+        went = len(done.splitlines()) - 1
+        assert 1 <= went <= 2
+
+    pagein.mount(*sources)  # and comes again
+    assert sums(pagein.target) == sums(small.tree)
+    pagein.umount()
+
+
+def test_what_it_cannot_do_is_one_line(pagein: Pagein) -> None:
+    done = pagein.run("cull")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"pagein: {pagein.cache}: No such file or directory\n"
+    done = pagein.run("cull", "--dry-run", "--device", "/dev/null")
+    assert done.returncode == 1
+    assert done.stderr.startswith("pagein: --dry-run says what would go now")
+    done = pagein.run("cull", "--run", "1")
+    assert done.returncode == 2
