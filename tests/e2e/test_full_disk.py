@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import signal
 import time
 from pathlib import Path
@@ -27,11 +26,12 @@ def test_full_and_then_not(kind: str, small: Image, server: WebServer, public_tm
         pagein.mount(*serve(server, meta=small.meta, blob=small.blob), options=("--timeout", "5"))
         large, source = pagein.target / "large", small.tree / "large"
         assert piece(large / "0") == piece(source / "0")
-        with full(cache, left=_one_percent(cache) + 450_000):
+        with full(cache, left=700_000):
             offsets = range(0, 4 * MIB, 128 << 10)
             answers = {read_errno(large / "1", at, 128 << 10) for at in offsets}
-            assert answers == {0, errno.EIO}
-            assert re.search("[Nn]o space left", pagein.log())
+            # Of btrfs nothing is free by its own account, long before it is full.
+            assert answers == ({errno.EIO} if kind == "btrfs" else {0, errno.EIO})
+            assert "No space left" in pagein.log()
             drop_caches()
             assert piece(large / "0") == piece(source / "0")
             kill_kernel_half(pagein.processes())  # the next one binds the full directory
@@ -43,12 +43,6 @@ def test_full_and_then_not(kind: str, small: Image, server: WebServer, public_tm
         wait_for(lambda: not pagein.leftovers())
         pagein.assert_cached_right(small.meta, small.blob)
         assert "Traceback" not in pagein.log()
-
-
-def _one_percent(directory: Path) -> int:
-    """Bytes that a cache leaves free in any case."""
-    found = os.statvfs(directory)
-    return found.f_blocks * found.f_frsize // 100
 
 
 def piece(path: Path) -> bytes:

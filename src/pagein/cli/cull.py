@@ -94,7 +94,7 @@ def _summary(directory: str, outcome: Outcome, free: Free, *, dry_run: bool) -> 
     done, is_free = ("would go", "would be free") if dry_run else ("went", "is free")
     if not outcome.culled and not outcome.buried:
         what, done = "nothing", "goes" if not dry_run else "would go"
-    used = f"; {len(outcome.in_use)} older ones are in use" if outcome.in_use else ""
+    used = f"; left alone, in use: {len(outcome.in_use)}" if outcome.in_use else ""
     print(
         f"{what} {done}{used}: {free.percent:.1f} % ({human(free.blocks * free.block)}) {is_free}"
         f" where {directory} is"
@@ -103,7 +103,5 @@ def _summary(directory: str, outcome: Outcome, free: Free, *, dry_run: bool) -> 
 
 def _why_not(directory: str, outcome: Outcome, free: Free, run: int) -> str:
     short = f"{free.percent:.1f} % of the blocks and {free.percent_files:.1f} % of the files"
-    rest = (
-        f"the {len(outcome.in_use)} blobs left are in use" if outcome.in_use else "no blob is left"
-    )
-    return f"{directory}: {short} free, {run} % wanted; {rest}, the rest is not of the cache"
+    rest = "what is left of it is in use" if outcome.in_use else "nothing is left of it"
+    return f"{directory}: {short} free, {run} % wanted; {rest}"

@@ -42,7 +42,7 @@ def hold(device: str, directory: str, run: int) -> None:
 
 
 def bind(fd: int, directory: bytes, run: int) -> None:
-    """Bind a cache in the original mode."""
+    """Bind a cache in the original mode. Raises OSError that names the directory."""
     cull_at = max(run - (LIMITS["brun"] - LIMITS["bcull"]), 1)
     stop_at = min(LIMITS["bstop"], cull_at - 1)
     for kind in ("b", "f"):
@@ -52,8 +52,11 @@ def bind(fd: int, directory: bytes, run: int) -> None:
             order = [("stop", stop_at), ("cull", cull_at), ("run", run)]
         for name, percent in order:
             os.write(fd, f"{kind}{name} {percent}%".encode())
-    os.write(fd, commands.dir_(directory))
-    os.write(fd, commands.bind(ondemand=False))
+    try:
+        os.write(fd, commands.dir_(directory))
+        os.write(fd, commands.bind(ondemand=False))
+    except OSError as problem:
+        raise OSError(problem.errno, problem.strerror, os.fsdecode(directory)) from None
 
 
 def make_room(fd: int, directory: bytes) -> Outcome:
