@@ -28,6 +28,10 @@ class Difference:
 
 _ROOT_OF_OURS = "names in .: directory 700 cache, directory 700 graveyard, file 600 pagein.inflight"
 _FILE = "file of 'blob': mode 600 size 65536 xattr 000000000001000000000000000000000100"
+_TAIL = (
+    r"file of '\x02\x00\x00\x00\x00\x00\x00\x00': mode 600 size 12288"
+    " xattr 00000000000020640000000000000000010001000000"
+)
 _AGAIN = ("in $CACHE/cache/Ierofs,blob/@02:",)
 
 DIFFERENCES: tuple[Difference, ...] = (
@@ -192,6 +196,20 @@ DIFFERENCES: tuple[Difference, ...] = (
             *("device: 'inuse file': EINVAL", "in $DIR/elsewhere:", "device: 'cull file': EINVAL"),
             "left elsewhere: ['file']",
         ),
+    ),
+    Difference(
+        row="the last page of a netfs's file is not cached if the file ends inside it",
+        facts=("original tail",),
+        scenarios=("a_netfs_and_the_end_of_a_file",),
+        kernel=(f"{_TAIL} data pages none",),
+        ours=(f"{_TAIL} data pages 2-2",),
+    ),
+    Difference(
+        row="the last page of a netfs's file is not cached if the file ends inside it",
+        facts=("original tail",),
+        scenarios=("a_netfs_and_the_end_of_a_file",),
+        kernel=("read b/data 8192+4096: 100 bytes C", "fetched: 8192+100"),
+        ours=("read b/data 8192+4096: 100 bytes C", "fetched: nothing"),
     ),
     Difference(
         row="EIO of a lookup makes the whole cache dead",
