@@ -1,10 +1,14 @@
 """`pagein cull` beside a pagein that runs: what is mounted stays, what is not goes."""
 
 import json
+import os
+import select
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.e2e.devices import device_of
 from tests.e2e.harness import Image, Pagein, pagein_in, serve, sums, wait_for
 from tests.library.fulldisk import full, tiny
 
@@ -23,6 +27,13 @@ def small_cache(public_tmp: Path) -> Iterator[Pagein]:
         pagein_in(public_tmp, cache=cache) as mine,
     ):
         yield mine
+
+
+def ready(fd: int) -> int:
+    """What poll(2) says, with a deadline."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN | select.POLLOUT)
+    return dict(poller.poll(10_000)).get(fd, 0)
 
 
 def culled(text: str) -> list[str]:
@@ -70,3 +81,21 @@ def test_what_it_cannot_do_is_one_line(pagein: Pagein) -> None:
     assert done.stderr.startswith("pagein: --dry-run says what would go now")
     done = pagein.run("cull", "--run", "1")
     assert done.returncode == 2
+
+
+def test_limits_outlive_the_kernel_half(small_cache: Pagein) -> None:
+    """A new one has what a daemon set on the old one, whose open device it takes over."""
+    pagein = small_cache
+    with device_of(pagein) as path:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            for command in ("brun 99%", "bcull 98%", f"dir {pagein.cache}", "bind ondemand"):
+                os.write(fd, command.encode())
+            assert ready(fd) == select.POLLOUT  # no file system is that empty
+            (half,) = [p for p, line in pagein.processes().items() if "pagein.kernelhalf" in line]
+            os.kill(half, signal.SIGKILL)
+            assert os.write(fd, b"bstop 97%") == 9  # which 5 % of cull would not allow
+            assert ready(fd) == select.POLLOUT
+            assert half not in pagein.processes()
+        finally:
+            os.close(fd)

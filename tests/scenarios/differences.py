@@ -212,8 +212,29 @@ DIFFERENCES: tuple[Difference, ...] = (
         ours=("read b/data 8192+4096: 100 bytes C", "fetched: nothing"),
     ),
     Difference(
+        row="with another tag than that of old mounts, new ones are ENOBUFS",
+        facts=("7.5 another tag",),
+        scenarios=("another_tag_beside_dead_mounts",),
+        kernel=("mount b (fsid=other): ENOBUFS",),
+        ours=(
+            "second: read: OPEN id=0 object=1 len=49 flags=0 'erofs,other' 'other'",
+            "second: 'copen 0,65536': ok",
+            "second: read: READ id=1 object=1 0+4096",
+            "object 1: pwrite 4096 at 0: 4096",
+            "object 1: cread 1: ok",
+            "mount b (fsid=other): ok",
+        ),
+    ),
+    Difference(
+        row="on blocks of 1 KiB READs begin and end at those",
+        facts=("9.3 small blocks",),
+        scenarios=("holes_of_small_blocks",),
+        kernel=("device: read: READ id=1 object=1 4096+1024",),
+        ours=("device: read: READ id=1 object=1 4096+4096",),
+    ),
+    Difference(
         row="EIO of a lookup makes the whole cache dead",
-        facts=("7.6 dead",),
+        facts=("7.6 dead", "2 dead"),
         scenarios=("an_io_error_of_the_backing_file_system",),
         kernel=(
             "device: 'restore': EIO",

@@ -26,6 +26,7 @@ from tests.scenarios.ninep import content
 from tests.scenarios.reading import summary
 from tests.scenarios.transcript import errno_name
 
+from pagein.cachefiles import backing
 from pagein.cachefiles.cache import Cache
 from pagein.cachefiles.devfs import DeviceFs
 from pagein.cachefiles.device import CachefilesDevice
@@ -39,6 +40,13 @@ def error(number: int) -> OSError:
 
 
 _EXISTS = Cache.exists
+
+
+_WRITE_ALL = backing._write_all
+
+
+def _fail_to_write(*_: object) -> tuple[int, BaseException | None]:
+    return 0, error(errno.EIO)
 
 
 def _fail(*_: object) -> bool:
@@ -197,6 +205,7 @@ class Erofs:
     async def inject(self, order: dict[str, Any]) -> str:
         """Have the backing file system fail, or work again, as the cache sees it."""
         setattr(Cache, "exists", _fail if order["errors"] else _EXISTS)  # noqa: B010
+        setattr(backing, "_write_all", _fail_to_write if order["errors"] else _WRITE_ALL)  # noqa: B010
         return "ok"
 
     async def reset(self, _: dict[str, Any]) -> str:

@@ -37,7 +37,14 @@ def _mount_and_leave(
     settle(w, device, w.disk.path(f"erofs,{domain or fsid}", fsid))
 
 
-@scenario("11 stop refuses", "11 not by a clock", "11 POLLOUT", "11 run ends it", "11 cull mark")
+@scenario(
+    "11 stop refuses",
+    "11 not by a clock",
+    "11 POLLOUT",
+    "11 run ends it",
+    "11 cull mark",
+    "5 culling wakes",
+)
 def blocks_get_short(w: World) -> None:
     """Free blocks go down past the marks, and up again; writes notice."""
     room = w.room()
@@ -149,7 +156,7 @@ def bind_without_room(w: World) -> None:
     device.poll()
 
 
-@scenario("3.1 cull", "5 original mode", "3.1 look", "11 not by a clock")
+@scenario("3.1 cull", "5 original mode", "3.1 look", "11 not by a clock", "1 defaults")
 def state_of_a_full_cache(w: World) -> None:
     """In the original mode a read() looks how much is free, and says whether to cull."""
     room = w.room()
