@@ -171,6 +171,25 @@ def test_who_looks_up_while_a_file_goes_waits_and_makes_it_anew(cache: Cache) ->
     assert opened == [None]
 
 
+def test_a_file_that_goes_while_it_is_opened_is_none(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its name was found, before the lease of who culls it would have been met."""
+    path = plant(cache, b"a", 1.0)
+    real, before = os.open, len(os.listdir("/proc/self/fd"))
+
+    def opens_what_goes(name: bytes, flags: int) -> int:
+        fd = real(name, flags)
+        os.unlink(name)
+        return fd
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", opens_what_goes)
+        assert cache.find(namei.object_path(VOLUME, b"a")) is None
+    assert not path.exists()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_lookups_and_culling_at_the_same_time(cache: Cache) -> None:
     """Every file that is open keeps its name and has its data, or was made anew."""
     relative = namei.object_path(VOLUME, b"a")
