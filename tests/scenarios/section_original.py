@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.scenarios import image
 from tests.scenarios.registry import scenario
-from tests.scenarios.section_11 import NOTHING, PLENTY, settle
+from tests.scenarios.section_11_room import NOTHING, PLENTY, settle
 from tests.scenarios.world import World
 
 PAGE = image.PAGE
