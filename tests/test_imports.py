@@ -19,7 +19,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src"
 
 SHARED = frozenset({"protocol", "rangeset", "erofs"})
-KERNEL_HALF = frozenset({"cachefiles", "fscache", "fuse", "mounts", "kernelhalf"})
+KERNEL_HALF = frozenset({"cachefiles", "fscache", "netfs", "fuse", "mounts", "kernelhalf"})
 USER_HALF = frozenset({"daemon", "origins", "images"})
 # The command line's line to each half: a socket server and a client, nothing of either half.
 CONTROL = frozenset({"control", "controlserver"})

@@ -125,8 +125,9 @@ class FsCache:
         to itself (facts 6).
         """
         session = self.device.session
-        original = session is not None and session.original
-        if Advice.WANT_CACHE_SIZE not in advice and not original:
+        if session is None or session.cache is None:
+            raise error(errno.ENOBUFS)
+        if Advice.WANT_CACHE_SIZE not in advice and not session.original:
             raise error(errno.EINVAL)
         # Like the kernel's mount, a lookup goes on to its end whoever is killed meanwhile (facts
         # 7.2): the daemon has an fd by then, and is owed a CLOSE.

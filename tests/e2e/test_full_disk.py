@@ -31,7 +31,7 @@ def test_full_and_then_not(kind: str, small: Image, server: WebServer, public_tm
         with full(cache, left=kept + 700_000):
             offsets = range(0, 4 * MIB, 128 << 10)
             answers = {read_errno(large / "1", at, 128 << 10) for at in offsets}
-            # A full btrfs of this size says that nothing is free until all of it is.
+            # Of btrfs nothing is free by its own account, long before it is full.
             assert answers == ({errno.EIO} if kind == "btrfs" else {0, errno.EIO})
             assert "No space left" in pagein.log()
             drop_caches()

@@ -55,3 +55,4 @@ def full(directory: Path, left: int = 0) -> Iterator[None]:
         yield
     finally:
         ballast.unlink()
+        subprocess.run(["sync", "-f", directory], check=True)  # else btrfs has nothing free yet

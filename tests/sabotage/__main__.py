@@ -24,6 +24,8 @@ TESTS = (
     "tests/scenarios",
     "tests/protocol",
     "tests/cachefiles",
+    "tests/culler",
+    "tests/test_netfs.py",
     "tests/daemon",
     "tests/test_fscache.py",
     "tests/test_fscache_reads.py",

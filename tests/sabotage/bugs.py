@@ -174,6 +174,43 @@ BUGS = (
         "and self.content != _CONTENT_DIRTY",
         "and True",
     ),
+    # ---- room, and what makes some
+    Bug(
+        "culling ends at the cull mark",
+        "protocol/space.py",
+        "return culling and not self.runs(files, blocks)",
+        "return False",
+    ),
+    Bug(
+        "writes below the stop mark",
+        "cachefiles/backing.py",
+        "self._check_room(fd, len(data))",
+        "pass",
+    ),
+    Bug(
+        "cull takes what is being looked up",
+        _DEVICE,
+        "for obj in self.files | self.looking_up:",
+        "for obj in self.files:",
+    ),
+    Bug(
+        "cull acts on any directory",
+        "cachefiles/culling.py",
+        'if parts[0] not in (b".", namei.CACHE_DIR, namei.GRAVEYARD_DIR):',
+        "if False:",
+    ),
+    Bug(
+        "the last used is culled first",
+        "culler/idle.py",
+        "key=lambda file: (file.used, file.path)",
+        "key=lambda file: (-file.used, file.path)",
+    ),
+    Bug(
+        "a file culled while it is opened",
+        "cachefiles/inuse.py",
+        "if not os.fstat(fd).st_nlink:",
+        "if False:",
+    ),
     # ---- the daemon
     Bug(
         "CLOEXEC forgotten",

@@ -28,6 +28,7 @@ _SECTIONS = {
     "12": "On the disk",
     "13": "EROFS",
     "14": "What was wrong in the kernel once",
+    "original": "The original mode, with a netfs that fetches by itself",
 }
 _HEAD = (
     "# Conformance\n\n"

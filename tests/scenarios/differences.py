@@ -28,6 +28,10 @@ class Difference:
 
 _ROOT_OF_OURS = "names in .: directory 700 cache, directory 700 graveyard, file 600 pagein.inflight"
 _FILE = "file of 'blob': mode 600 size 65536 xattr 000000000001000000000000000000000100"
+_TAIL = (
+    r"file of '\x02\x00\x00\x00\x00\x00\x00\x00': mode 600 size 12288"
+    " xattr 00000000000020640000000000000000010001000000"
+)
 _AGAIN = ("in $CACHE/cache/Ierofs,blob/@02:",)
 
 DIFFERENCES: tuple[Difference, ...] = (
@@ -194,8 +198,43 @@ DIFFERENCES: tuple[Difference, ...] = (
         ),
     ),
     Difference(
+        row="the last page of a netfs's file is not cached if the file ends inside it",
+        facts=("original tail",),
+        scenarios=("a_netfs_and_the_end_of_a_file",),
+        kernel=(f"{_TAIL} data pages none",),
+        ours=(f"{_TAIL} data pages 2-2",),
+    ),
+    Difference(
+        row="the last page of a netfs's file is not cached if the file ends inside it",
+        facts=("original tail",),
+        scenarios=("a_netfs_and_the_end_of_a_file",),
+        kernel=("read b/data 8192+4096: 100 bytes C", "fetched: 8192+100"),
+        ours=("read b/data 8192+4096: 100 bytes C", "fetched: nothing"),
+    ),
+    Difference(
+        row="with another tag than that of old mounts, new ones are ENOBUFS",
+        facts=("7.5 another tag",),
+        scenarios=("another_tag_beside_dead_mounts",),
+        kernel=("mount b (fsid=other): ENOBUFS",),
+        ours=(
+            "second: read: OPEN id=0 object=1 len=49 flags=0 'erofs,other' 'other'",
+            "second: 'copen 0,65536': ok",
+            "second: read: READ id=1 object=1 0+4096",
+            "object 1: pwrite 4096 at 0: 4096",
+            "object 1: cread 1: ok",
+            "mount b (fsid=other): ok",
+        ),
+    ),
+    Difference(
+        row="on blocks of 1 KiB READs begin and end at those",
+        facts=("9.3 small blocks",),
+        scenarios=("holes_of_small_blocks",),
+        kernel=("device: read: READ id=1 object=1 4096+1024",),
+        ours=("device: read: READ id=1 object=1 4096+4096",),
+    ),
+    Difference(
         row="EIO of a lookup makes the whole cache dead",
-        facts=("7.6 dead",),
+        facts=("7.6 dead", "2 dead"),
         scenarios=("an_io_error_of_the_backing_file_system",),
         kernel=(
             "device: 'restore': EIO",

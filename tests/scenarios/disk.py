@@ -96,7 +96,9 @@ class Disk:
             assert time.monotonic() < give_up, f"still not there: {what}"
             time.sleep(0.005)
 
-    def plant(self, volume: str, key: str, size: int, data: dict[int, bytes]) -> Path:
+    def plant(
+        self, volume: str, key: str, size: int, data: dict[int, bytes], *, quiet: bool = False
+    ) -> Path:
         """Make an object's file as if it had been cached: `data` is page number -> its bytes."""
         path = self.path(volume, key)
         directory = self.volume(volume)
@@ -109,7 +111,8 @@ class Disk:
             file.truncate((size + PAGE - 1) // PAGE * PAGE)
             os.fsync(file.fileno())
         os.setxattr(path, xattr.NAME, xattr.ObjectXattr(size).encode())
-        self._log.say(f"planted: {key!r}, size {size}, pages {sorted(data)}")
+        if not quiet:
+            self._log.say(f"planted: {key!r}, size {size}, pages {sorted(data)}")
         return path
 
 

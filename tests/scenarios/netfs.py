@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tests.scenarios.files import DEADLINE
+from tests.scenarios.image import PAGE
 from tests.scenarios.transcript import Transcript
 
 import pagein
@@ -195,6 +196,18 @@ class Netfs:
         """Start reading a range of a file, in one pread(2) without readahead beyond it."""
         what = f"read {name}/{file} {offset}+{length}"
         return self._start(what, "read", name=name, file=file, offset=offset, length=length)
+
+    def mount_9p(self, name: str = "a", *, version: int = 1, size: int = 16 * PAGE) -> Pending:
+        """Start mounting a server whose file `data` has that version and size.
+
+        Its volume is "9p,server,tag", its key `NINEP_KEY`.
+        """
+        what = f"mount {name} (9p, version {version}, {size} bytes)"
+        return self._start(what, "mount-9p", name=name, version=version, size=size)
+
+    def served(self) -> None:
+        """Write what the server of 9p was asked for since the last time."""
+        self._log.say(f"fetched: {self._process.do('served')}")
 
     def umount(self, name: str = "a") -> None:
         """Unmount; returns when umount(2) does."""

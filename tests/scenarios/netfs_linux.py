@@ -10,6 +10,8 @@ import json
 import os
 import select
 import signal
+import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -35,6 +37,33 @@ def mount(order: dict[str, Any]) -> str:
     options += [f"device={device}" for device in order["devices"]]
     syscalls.mount("none", str(target), "erofs", syscalls.MS_RDONLY, ",".join(options))
     return "ok"
+
+
+def mount_9p(order: dict[str, Any]) -> str:
+    """mount(2) of a server of our own, a process that ends with the mount."""
+    target = ROOT / order["name"]
+    target.mkdir(exist_ok=True)
+    here, there = socket.socketpair()
+    with here, there:
+        numbers = (str(there.fileno()), str(_log()), str(order["version"]), str(order["size"]))
+        server = [sys.executable, "-P", "-m", "tests.scenarios.ninep", *numbers]
+        subprocess.Popen(server, pass_fds=[there.fileno()], start_new_session=True)
+        fd = here.fileno()
+        options = f"trans=fd,rfdno={fd},wfdno={fd},version=9p2000.L,cache=fscache,cachetag=tag"
+        # Not read-only: what was read is written to the cache as if it were dirty.
+        syscalls.mount("server", str(target), "9p", 0, options)
+    return "ok"
+
+
+def _log() -> Path:
+    return ROOT.with_name("9p.log")
+
+
+def served(_: dict[str, Any]) -> str:
+    """What the servers were asked for since the last time."""
+    lines = _log().read_text().split() if _log().exists() else []
+    _log().write_text("")
+    return ", ".join(lines) or "nothing"
 
 
 def umount(order: dict[str, Any]) -> str:
@@ -73,6 +102,8 @@ def reset(_: dict[str, Any]) -> str:
 OPS: dict[str, Callable[[dict[str, Any]], str]] = {
     "mount": mount,
     "umount": umount,
+    "mount-9p": mount_9p,
+    "served": served,
     "read": read,
     "drop-caches": drop_caches,
     "inject": inject,

@@ -13,6 +13,7 @@ import json
 import os
 import select
 import signal
+import struct
 import sys
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
@@ -21,13 +22,16 @@ from typing import Any
 from tests.scenarios import image
 from tests.scenarios.files import QUIET
 from tests.scenarios.image import PAGE
+from tests.scenarios.ninep import content
 from tests.scenarios.reading import summary
 from tests.scenarios.transcript import errno_name
 
+from pagein.cachefiles.backing import BackingFile
 from pagein.cachefiles.cache import Cache
 from pagein.cachefiles.devfs import DeviceFs
 from pagein.cachefiles.device import CachefilesDevice
-from pagein.fscache import Advice, Cookie, FsCache
+from pagein.fscache import Advice, Cookie, FsCache, Known
+from pagein.netfs import NetfsFile
 
 
 def error(number: int) -> OSError:
@@ -36,6 +40,13 @@ def error(number: int) -> OSError:
 
 
 _EXISTS = Cache.exists
+
+
+_WRITE_ALL = BackingFile._write_all
+
+
+def _fail_to_write(*_: object) -> tuple[int, BaseException | None]:
+    return 0, error(errno.EIO)
 
 
 def _fail(*_: object) -> bool:
@@ -59,6 +70,8 @@ class Erofs:
     def __init__(self, fscache: FsCache) -> None:
         self._fscache = fscache
         self._mounts: dict[str, Superblock] = {}
+        self._9p: dict[str, NetfsFile] = {}
+        self._served: list[str] = []
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def mount(self, order: dict[str, Any]) -> str:
@@ -111,8 +124,28 @@ class Erofs:
             task.add_done_callback(self._leaving.discard)
         made.cookies = []
 
+    async def mount_9p(self, order: dict[str, Any]) -> str:
+        """A file of a netfs that fetches by itself, with the keys that 9p gives it."""
+        known = Known(order["size"], aux=struct.pack("<I", order["version"]))
+
+        async def fetch(offset: int, length: int) -> bytes:
+            self._served.append(f"{offset}+{length}")
+            return content(offset, length, known.size)
+
+        key = (b"9p,server,tag", struct.pack("<Q", 2))
+        self._9p[order["name"]] = await NetfsFile.open(self._fscache, *key, known, fetch)
+        return "ok"
+
+    async def served(self, _: dict[str, Any]) -> str:
+        """What was fetched since the last time."""
+        said, self._served = ", ".join(self._served), []
+        return said or "nothing"
+
     async def umount(self, order: dict[str, Any]) -> str:
         """Forget everything."""
+        if (file := self._9p.pop(order["name"], None)) is not None:
+            await file.close(self._fscache)
+            return "ok"
         if order["name"] not in self._mounts:
             raise error(errno.EINVAL)
         self._leave(self._mounts.pop(order["name"]))
@@ -120,6 +153,8 @@ class Erofs:
 
     async def read(self, order: dict[str, Any]) -> str:
         """pread(2): of what is not in the page cache, all at once, then each page alone."""
+        if order["name"] in self._9p:
+            return summary(await self._9p[order["name"]].read(order["offset"], order["length"]))
         mounted = self._mounts[order["name"]]
         if (0, 0) not in mounted.pages:
             await self._read_pages(mounted, 0, 0, 1)
@@ -170,10 +205,14 @@ class Erofs:
     async def inject(self, order: dict[str, Any]) -> str:
         """Have the backing file system fail, or work again, as the cache sees it."""
         setattr(Cache, "exists", _fail if order["errors"] else _EXISTS)  # noqa: B010
+        setattr(BackingFile, "_write_all", _fail_to_write if order["errors"] else _WRITE_ALL)  # noqa: B010
         return "ok"
 
     async def reset(self, _: dict[str, Any]) -> str:
         """Unmount everything, and wait until all is given back."""
+        for file in self._9p.values():
+            await file.close(self._fscache)
+        self._9p.clear()
         for mounted in self._mounts.values():
             self._leave(mounted)
         self._mounts.clear()

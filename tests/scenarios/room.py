@@ -13,7 +13,7 @@ from pagein.mounts import syscalls
 _BYTES = 64 << 20
 _FILES = 1600
 """Inodes: enough for three volumes, and few enough to be used up."""
-_MKFS = ("mkfs.ext4", "-q", "-F", "-m", "0", "-b", "4096", "-O", "^has_journal", "-N", str(_FILES))
+_MKFS = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-N", str(_FILES))
 
 
 def _run(*command: str) -> str:
@@ -24,13 +24,13 @@ def _run(*command: str) -> str:
 class Room:
     """The file system that the cache directory is the root of."""
 
-    def __init__(self, directory: Path, image: Path, log: Transcript) -> None:
+    def __init__(self, directory: Path, image: Path, log: Transcript, block: int) -> None:
         """Make it in the file `image` and mount it on `directory`."""
         self._directory = directory
         self._log = log
         with image.open("wb") as file:
             file.truncate(_BYTES)
-        _run(*_MKFS, str(image))
+        _run(*_MKFS, "-b", str(block), str(image))
         # Not `mount -o loop`: who has the device open for writing, as mount(8) then has, keeps some
         # kernels from mounting it (CONFIG_BLK_DEV_WRITE_MOUNTED).
         device = _run("losetup", "--find", "--show", str(image))
@@ -40,7 +40,7 @@ class Room:
             _run("losetup", "--detach", device)  # with the mount, if there is one
         (directory / "lost+found").rmdir()
         (directory / "ballast").mkdir()
-        log.say("the cache directory is a file system of its own")
+        log.say(f"the cache directory is a file system of its own, with blocks of {block}")
 
     def end(self) -> None:
         """Unmount it."""

@@ -12,6 +12,7 @@ from tests.scenarios.registry import scenario
 from tests.scenarios.transcript import ok
 from tests.scenarios.world import World
 
+from pagein.mounts import syscalls
 from pagein.protocol.messages import Close
 
 
@@ -305,3 +306,12 @@ def directories_in_use(w: World) -> None:
     """A directory in use cannot be removed."""
     w.bound()
     w.log.call("rmdir graveyard", (w.cache / "graveyard").rmdir, ok)
+
+
+@scenario("2.2 backing mount")
+def file_system_in_use(w: World) -> None:
+    """The file system of a bound cache cannot be unmounted, not even with nothing mounted."""
+    w.room()
+    device = w.bound()
+    w.log.call("umount the cache's file system", lambda: syscalls.umount(str(w.cache)), ok)
+    device.poll()

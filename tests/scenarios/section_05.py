@@ -65,7 +65,7 @@ def poll_bits(w: World) -> None:
     device.poll()
 
 
-@scenario("5 wakes")
+@scenario("5 wakes", "5 edge-triggered")
 def wakes(w: World) -> None:
     """A new request wakes who sleeps, `restore` does, and a copen that makes a READ deliverable."""
     device = w.bound()

@@ -253,7 +253,7 @@ def anonymous_fd_outlives_the_device(w: World) -> None:
     w.open(name="second")
 
 
-@scenario("7.6 dead")
+@scenario("7.6 dead", "2 dead", "5 dead")
 def an_io_error_of_the_backing_file_system(w: World) -> None:
     """EIO of a lookup is the end of the whole cache, for the daemon and for each mount."""
     device = w.bound()
@@ -270,3 +270,21 @@ def an_io_error_of_the_backing_file_system(w: World) -> None:
     anon.answer(message)
     waiting.result()
     w.netfs.read(0, PAGE).result()
+
+
+@scenario("7.5 another tag")
+def another_tag_beside_dead_mounts(w: World) -> None:
+    """A new cache of another name, while a mount of the old one is there."""
+    device = w.bound()
+    anon = w.mounted(device)
+    anon.close()
+    device.close()
+    device = w.open(name="second")
+    device.write(b"tag other")
+    device.write(b"dir " + os.fsencode(w.cache))
+    device.write(b"bind ondemand")
+    mounting = w.netfs.mount("b", "other")
+    if w.asked(device, mounting):
+        w.serve_mount(device, mounting)
+    else:
+        mounting.result()

@@ -340,3 +340,16 @@ def orphaned_read_and_the_device_closed(w: World) -> None:
     anon.close()
     device.close()
     reading.result()
+
+
+@scenario("8.1 io error")
+def anon_io_error(w: World) -> None:
+    """An error of the disk is told; the cache lives on."""
+    device = w.bound()
+    anon = w.mounted(device)
+    w.netfs.inject(errors=True)
+    anon.fill(1)
+    w.netfs.inject(errors=False)
+    anon.lseek(0, os.SEEK_HOLE)
+    anon.fill(1)
+    device.write(b"restore")

@@ -177,3 +177,23 @@ def tail_of_an_object(w: World) -> None:
     anon.pwrite(image.page(15)[:-1000] + bytes(1000), message.off)
     anon.cread(message.msg_id)
     reading.result()
+
+
+@scenario("9.3 small blocks")
+def holes_of_small_blocks(w: World) -> None:
+    """On blocks of 1 KiB a hole may begin and end inside a page."""
+    w.room(block=1024)
+    path = w.disk.plant("erofs,blob", "blob", image.SIZE, {0: image.page(0)})
+    with path.open("r+b") as file:
+        file.seek(PAGE + 1024)
+        file.write(image.letter(1) * 1024)
+    device = w.bound()
+    message, anon = w.opening(device)
+    device.copen(message, image.SIZE)
+    w.netfs.started[-1].result()
+    reading = w.netfs.read(0, PAGE)
+    while w.asked(device, reading):
+        found = device.take(Read)
+        anon.fill(1)
+        anon.cread(found.msg_id)
+    reading.result()

@@ -1,4 +1,4 @@
-"""Facts 11: how much room is left, and what makes some."""
+"""Facts 11: what makes room."""
 
 from __future__ import annotations
 
@@ -8,174 +8,32 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.scenarios import image
-from tests.scenarios.files import Anon, Device
 from tests.scenarios.registry import scenario
+from tests.scenarios.section_11_room import (
+    LESS,
+    PLENTY,
+    device_open,
+    mount_and_leave,
+    settle,
+)
 from tests.scenarios.transcript import ok
 from tests.scenarios.world import World
 
-from pagein.protocol.messages import Close, Open, Read
+from pagein.culler.culling import Outcome, cull, until_run
+from pagein.culler.evict import Commands
+from pagein.culler.holder import bind, make_room
+from pagein.protocol.messages import Close
+from pagein.protocol.space import Limits
 
 PAGE = image.PAGE
 VOLUME = "erofs,blob"
-PLENTY, LITTLE, LESS, NOTHING = 20, 6, 4, 0.5
-"""Per cent: above run, between cull and run, below cull, below stop."""
-
-
-def _mount_and_leave(
-    w: World, device: Device, fsid: str = "blob", domain: str | None = None
-) -> None:
-    """Have a blob in the cache that nobody uses."""
-    anon = w.mounted(device, "idle", fsid, domain)
-    w.netfs.umount("idle")
-    device.take(Close)
-    anon.close()
-    w.disk.wait_for(f"erofs,{domain or fsid}", fsid)
-    settle(w, device, w.disk.path(f"erofs,{domain or fsid}", fsid))
-
-
-@scenario("11 stop refuses", "11 not by a clock", "11 POLLOUT", "11 run ends it", "11 cull mark")
-def blocks_get_short(w: World) -> None:
-    """Free blocks go down past the marks, and up again; writes notice."""
-    room = w.room()
-    room.leave(PLENTY)
-    device = w.bound()
-    anon = w.mounted(device)
-    device.poll()
-    room.leave(LITTLE)
-    anon.fill(1)
-    device.poll()
-    room.leave(LESS)
-    device.poll()
-    anon.fill(2)
-    device.wait()
-    room.leave(LITTLE)
-    anon.fill(3)
-    device.poll()
-    room.leave(NOTHING)
-    anon.fill(4)
-    device.poll()
-    room.leave(PLENTY)
-    device.poll()
-    anon.fill(4)
-    device.poll()
-
-
-@scenario("11 files count too", "11 refused without OPEN")
-def files_get_short(w: World) -> None:
-    """Free files go down past the marks: what has to be made is refused, writes as well."""
-    room = w.room()
-    room.leave_files(70)
-    device = w.bound()
-    _mount_and_leave(w, device, "other", "names")
-    anon = w.mounted(device, "a", "blob", "names")
-    device.poll()
-    room.leave_files(LESS)
-    anon.fill(1)
-    device.poll()
-    room.leave_files(NOTHING)
-    anon.fill(2)
-    w.netfs.mount("b", "third", "names").result()
-    device.nothing()
-    device.poll()
-    w.note("what is there is used:")
-    opened, another = device_open(w, device, "other", "names")
-    device.copen(opened, image.SIZE)
-    w.netfs.started[-1].result()
-    room.leave_files(PLENTY)
-    another.fill(2)
-    device.poll()
-
-
-def device_open(w: World, device: Device, fsid: str, domain: str) -> tuple[Open, Anon]:
-    """Start a mount and take its OPEN."""
-    w.netfs.mount(fsid, fsid, domain)
-    return device.take_open()
-
-
-@scenario("11 written again")
-def nothing_is_written_without_room(w: World) -> None:
-    """Not even what has its blocks already."""
-    room = w.room()
-    room.leave(PLENTY)
-    device = w.bound()
-    anon = w.mounted(device)
-    anon.fill(1, 2)
-    room.leave(NOTHING)
-    anon.fill(1, 2)
-    anon.fill(5)
-    device.poll()
-
-
-@scenario("11 refused without OPEN", "11 reader fails")
-def a_volume_without_room(w: World) -> None:
-    """A new volume needs room for its directories; without it no OPEN is sent."""
-    room = w.room()
-    room.leave(PLENTY)
-    device = w.bound()
-    anon = w.mounted(device)
-    reading = w.netfs.read(0, PAGE)
-    message = device.take(Read)
-    room.leave(NOTHING)
-    anon.answer(message)
-    again = device.take(Read)
-    anon.answer(again)
-    reading.result()
-    w.netfs.mount("b", "other").result()
-    device.nothing()
-
-
-@scenario("11 bind without room", "11 bind looks")
-def bind_without_room(w: World) -> None:
-    """The first bind has directories to make; later ones look as well."""
-    room = w.room()
-    room.leave(NOTHING)
-    device = w.open()
-    device.write(b"dir " + os.fsencode(w.cache))
-    device.write(b"bind ondemand")
-    room.leave(PLENTY)
-    device.write(b"bind ondemand")
-    device.poll()
-    device.close()
-    room.leave(LESS)
-    device = w.bound(name="second")
-    device.poll()
-    device.close()
-    room.leave(NOTHING)
-    device = w.bound(name="third")
-    device.poll()
-
-
-@scenario("3.1 cull", "5 original mode", "3.1 look", "11 not by a clock")
-def state_of_a_full_cache(w: World) -> None:
-    """In the original mode a read() looks how much is free, and says whether to cull."""
-    room = w.room()
-    room.leave(PLENTY)
-    device = w.bound(mode=b"bind")
-    device.poll()
-    w.state(device)
-    room.leave(LESS)
-    device.poll()
-    w.state(device)
-    device.poll()
-    w.state(device)
-    room.leave(LITTLE)
-    w.state(device)
-    room.leave(PLENTY)
-    w.state(device)
-    device.poll()
-    device.close()
-    room.leave(LESS)
-    device = w.bound(name="second", mode=b"bind")
-    device.poll()
-    w.state(device)
-    device.poll()
 
 
 @scenario("11 cull file", "11 inuse", "11 culled is new")
 def cull_a_file(w: World) -> None:
     """An idle file is not in use, and goes; the next mount begins anew."""
     device = w.bound()
-    _mount_and_leave(w, device)
+    mount_and_leave(w, device)
     path = w.disk.path(VOLUME, "blob")
     w.cull(device, path.parent, path.name, "inuse")
     w.cull(device, path.parent, path.name)
@@ -190,7 +48,7 @@ def cull_a_file(w: World) -> None:
 def cull_directories(w: World) -> None:
     """What is in use is EBUSY, each directory up to the top; an idle one goes to the graveyard."""
     device = w.bound()
-    _mount_and_leave(w, device)
+    mount_and_leave(w, device)
     message, anon = w.opening(device)
     device.copen(message, image.SIZE)
     w.netfs.started[-1].result()
@@ -212,28 +70,11 @@ def cull_directories(w: World) -> None:
     w.note(f"the file is in it: {[each.name for each in graves[0].glob('@*/*')]}")
 
 
-def settle(w: World, device: Device, path: Path) -> None:
-    """Wait until a name is not in use any more: a volume lives a little longer than its objects."""
-    w.disk.until(lambda: _idle(device, path), f"{path} idle")
-
-
-def _idle(device: Device, path: Path) -> bool:
-    before = Path.cwd()
-    os.chdir(path.parent)
-    try:
-        os.write(device.number, b"inuse " + os.fsencode(path.name))
-    except OSError:
-        return False
-    finally:
-        os.chdir(before)
-    return True
-
-
 @scenario("11 cull names")
 def cull_no_names(w: World) -> None:
     """What cannot be the name of anything that can be culled."""
     device = w.bound()
-    _mount_and_leave(w, device)
+    mount_and_leave(w, device)
     place = w.disk.path(VOLUME, "blob").parent
     for verb in ("inuse", "cull"):
         for name in ("", ".", "..", "absent", "a/b", "/", "x" * 255, "x" * 256):
@@ -244,7 +85,7 @@ def cull_no_names(w: World) -> None:
 def cull_what_is_no_file(w: World) -> None:
     """Links and fifos go like files."""
     device = w.bound()
-    _mount_and_leave(w, device)
+    mount_and_leave(w, device)
     place = w.disk.path(VOLUME, "blob").parent
     (place / "link").symlink_to("/does/not/exist")
     os.mkfifo(place / "fifo")
@@ -272,7 +113,7 @@ def cull_elsewhere(w: World) -> None:
 def cull_in_a_removed_directory(w: World) -> None:
     """A working directory that is gone has nothing in it."""
     device = w.bound()
-    _mount_and_leave(w, device)
+    mount_and_leave(w, device)
     place = w.disk.path(VOLUME, "blob").parent / "directory"
     place.mkdir()
     with standing_in(place):
@@ -319,7 +160,7 @@ def cull_what_is_filled_first(w: World) -> None:
 def cull_what_another_has_open(w: World) -> None:
     """That somebody has the file open is no use of the cache."""
     device = w.bound()
-    _mount_and_leave(w, device)
+    mount_and_leave(w, device)
     path = w.disk.path(VOLUME, "blob")
     with path.open("rb"):
         w.cull(device, path.parent, path.name, "inuse")
@@ -342,7 +183,7 @@ def fan_out_of_a_failed_open(w: World) -> None:
 def cull_during_a_lookup(w: World) -> None:
     """From the OPEN on a file is in use, before it is answered."""
     device = w.bound()
-    _mount_and_leave(w, device)
+    mount_and_leave(w, device)
     message, anon = w.opening(device)
     path = w.disk.path(VOLUME, "blob")
     w.cull(device, path.parent, path.name, "inuse")
@@ -361,3 +202,59 @@ def cull_from_the_graveyard(w: World) -> None:
     (grave / "file").write_text("x")
     w.cull(device, grave, "file")
     w.log.call("rmdir of the grave", grave.rmdir, ok)
+
+
+def _plant(w: World, *keys: str, pages: int) -> None:
+    """Files in the cache, the first of which was not used for longest."""
+    for day, key in enumerate(keys, 1):
+        data = {number: image.page(number) for number in range(pages)}
+        path = w.disk.plant("erofs,names", key, pages * PAGE, data, quiet=True)
+        os.utime(path, (day * 86400, day * 86400))
+    w.note(f"planted, {pages} pages each: {', '.join(keys)}")
+
+
+def _left(w: World, outcome: Outcome) -> None:
+    w.note(f"culled: {', '.join(file.name for file in outcome.culled)}")
+    w.note(f"in use: {', '.join(file.name for file in outcome.in_use) or 'none'}")
+    found = w.disk.volume("erofs,names").glob("@*/*")
+    w.note(f"left: {', '.join(sorted(path.name for path in found))}")
+
+
+@scenario("11 daemon", "11 cull in use", "11 run ends it")
+def a_daemon_makes_room(w: World) -> None:
+    """`pagein cull` by the device's commands: the oldest first, but for what is mounted."""
+    room = w.room()
+    _plant(w, "oldest", "older", "old", "new", "newest", pages=400)
+    room.leave(PLENTY)
+    device = w.bound()
+    message, anon = device_open(w, device, "oldest", "names")
+    device.copen(message, 400 * PAGE)
+    w.netfs.started[-1].result()
+    room.leave(LESS)
+    anon.fill(1)
+    device.poll()
+    os.utime(w.disk.path("erofs,names", "oldest"), (0, 0))  # lookup and write were uses
+    place = os.fsencode(w.cache)
+    _left(w, cull(place, Commands(device.number, place), until_run(place, Limits())))
+    anon.fill(1)
+    device.poll()
+
+
+@scenario("11 daemon", "11 graveyard")
+def a_daemon_of_the_original_mode_makes_room(w: World) -> None:
+    """As cachefilesd does: by the state that the device tells."""
+    room = w.room()
+    _plant(w, "oldest", "older", "old", "new", "newest", pages=400)
+    grave = w.cache / "graveyard" / "0123456789abcdef"
+    grave.mkdir(parents=True)
+    (grave / "file").write_bytes(bytes(64 * PAGE))
+    room.leave(LESS)
+    device = w.open()
+    place = os.fsencode(w.cache)
+    bind(device.number, place, 7)
+    device.poll()
+    w.state(device)
+    _left(w, make_room(device.number, place))
+    w.disk.graves()
+    w.state(device)
+    device.poll()

@@ -46,9 +46,9 @@ class World:
         self._devices: list[Device] = []
         self._room: Room | None = None
 
-    def room(self) -> Room:
+    def room(self, block: int = 4096) -> Room:
         """Make the cache directory a small file system of its own."""
-        self._room = Room(self.cache, self.directory / "image", self.log)
+        self._room = Room(self.cache, self.directory / "image", self.log, block)
         return self._room
 
     # ---- the device --------------------------------------------------------------------------

@@ -20,21 +20,32 @@ _LEASE_HELD = 2.0
 """Seconds that an open waits for the lease of somebody who is just asking (microseconds)."""
 
 
-def open_cache_file(path: bytes) -> int:
-    """Open a cache file for reading and writing, never through a link, never waiting for a FIFO.
+def open_cache_file(path: bytes, access: int = os.O_RDWR) -> int:
+    """Open a cache file, never through a link, never waiting for a FIFO.
 
     Blocks while somebody else asks who has the file open. Raises OSError; BlockingIOError when a
-    lease on it is held for longer than that.
+    lease on it is held for longer than that, FileNotFoundError also when it was culled just now.
     """
-    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    flags = access | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     give_up = time.monotonic() + _LEASE_HELD
     while True:
         try:
-            return os.open(path, flags)
+            return _with_name(os.open(path, flags), path)
         except BlockingIOError:
             if time.monotonic() > give_up:
                 raise
         time.sleep(0.0005)
+
+
+def _with_name(fd: int, path: bytes) -> int:
+    """The fd, if its file has a name still: what is written to another is lost."""
+    try:
+        if not os.fstat(fd).st_nlink:
+            raise FileNotFoundError(errno.ENOENT, "it was removed just now", os.fsdecode(path))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def sole_user(fd: int) -> bool:
@@ -71,13 +82,13 @@ def _take_lease(fd: int, kind: int) -> bool:
 
 
 @contextmanager
-def claimed(path: bytes) -> Iterator[int]:
+def claimed(path: bytes, access: int = os.O_RDWR) -> Iterator[int]:
     """Open a cache file for a change in place or its removal, as its only user.
 
     Yields the file descriptor; until the end nobody else gets the file open, and `open_cache_file`
     waits. Raises EBUSY when anybody else has the file open.
     """
-    fd = open_cache_file(path)
+    fd = open_cache_file(path, access)
     try:
         if not _take_lease(fd, fcntl.F_WRLCK):
             raise OSError(errno.EBUSY, "cache file is in use", os.fsdecode(path))

@@ -29,6 +29,7 @@ COMMANDS = (
     "images",
     "index",
     "trace",
+    "cull",
     "daemon",
     "device",
     "exec-daemon",

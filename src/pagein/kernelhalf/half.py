@@ -6,7 +6,8 @@ import asyncio
 import errno
 import logging
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -192,11 +193,12 @@ class KernelHalf:
         try:
             if direct and loop != "always" and all(_alone_and_complete(c) for c in cookies):
                 paths = [_path(cookie) for cookie in cookies]
-                for cookie in cookies:
-                    await self.fscache.relinquish(cookie)
-                cookies = []
-                if await self._mount_directly(mount, paths):
-                    return
+                with _held(paths) as fds:
+                    for cookie in cookies:
+                        await self.fscache.relinquish(cookie)
+                    cookies = []
+                    if await self._mount_directly(mount, paths, fds):
+                        return
                 cookies = await self._acquire(blobs)
             if len(cookies) > 1:
                 await self._bring(cookies[0], blobs[0])
@@ -248,13 +250,12 @@ class KernelHalf:
                 raise _explain(blob, cookie) from cookie
         return [cookie for cookie in found if isinstance(cookie, Cookie)]
 
-    async def _mount_directly(self, mount: Mount, paths: list[str]) -> bool:
+    async def _mount_directly(self, mount: Mount, paths: list[str], fds: list[int]) -> bool:
         """Mount complete files as they are: no process of ours in the way (decision 7).
 
         Returns False when somebody writes to one of them, or EROFS cannot be mounted from a file
         there (ENOTBLK: before 6.12, or a cache on tmpfs).
         """
-        fds = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
         try:
             if not all(no_writer(fd) for fd in fds):
                 return False
@@ -263,9 +264,6 @@ class KernelHalf:
             if problem.errno == errno.ENOTBLK:
                 return False
             raise
-        finally:
-            for fd in fds:
-                os.close(fd)
         return True
 
     async def umount(self, target: str, *, lazy: bool = False) -> None:
@@ -341,6 +339,17 @@ class KernelHalf:
 
 def _alone_and_complete(cookie: Cookie) -> bool:
     return cookie.users == 1 and cookie.size > 0 and cookie.file.complete
+
+
+@contextmanager
+def _held(paths: list[str]) -> Iterator[list[int]]:
+    """Have files open for reading, so that nobody culls them before they are mounted."""
+    with ExitStack() as opened:
+        fds = []
+        for path in paths:
+            fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            opened.callback(os.close, fds[-1])
+        yield fds
 
 
 def _path(cookie: Cookie) -> str:
