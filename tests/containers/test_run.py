@@ -67,6 +67,7 @@ def test_the_images_command(runner: Runner) -> None:
     image = runner.image(Entrypoint=["sh", "-c"], Cmd=["exit 7"])
     assert runner.pagein.run("run", image).returncode == 7
     assert runner.pagein.run("run", image, "--", "exit 8").returncode == 8
+    assert runner.pagein.run("run", runner.image(), "sh", "-c", "exit 9").returncode == 9
     assert runner.pagein.run("run", "--entrypoint", "true", image).returncode == 0
 
 

@@ -79,7 +79,8 @@ def app_of(commands: Iterable[str]) -> typer.Typer:
         if hasattr(module, "app"):
             made.add_typer(module.app, name=name)
         else:
-            made.command(name)(getattr(module, name.replace("-", "_")))
+            context = getattr(module, "CONTEXT", None)
+            made.command(name, context_settings=context)(getattr(module, name.replace("-", "_")))
     return made
 
 

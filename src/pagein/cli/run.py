@@ -1,4 +1,4 @@
-"""`pagein run [OPTIONS] IMAGE [-- COMMAND ...]`."""
+"""`pagein run [OPTIONS] IMAGE [COMMAND ...]`."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ from pagein.control import ControlError, message_of
 
 if TYPE_CHECKING:
     from pagein.containers.spec import Volume
+
+CONTEXT = {"allow_interspersed_args": False}
+"""Of the command line: what stands after the image is the container's, with or without `--`."""
 
 FAILED = 125
 """Exit status when it is pagein that failed, as docker has it."""
@@ -86,7 +89,7 @@ def run(
     ],
     command: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- COMMAND ...]", help="Instead of the image's own command."),
+        typer.Argument(metavar="[COMMAND ...]", help="Instead of the image's own command."),
     ] = None,
     volume: Annotated[
         list[str] | None,
@@ -137,6 +140,8 @@ def run(
     from pagein.containers.program import RunError, find
 
     settings = settings_of(ctx, state_dir, cache)
+    command = command or []
+    command = command[command[:1] == ["--"] :]
     try:
         find()
         mount = _mounter(image)
@@ -166,7 +171,7 @@ def run(
             terminal = os.isatty(0) and os.isatty(1) if tty is None else tty
             options = RunOptions(
                 name=place.name,
-                command=command or (),
+                command=command,
                 entrypoint=entrypoint,
                 env=_variables(env or ()),
                 user=user,

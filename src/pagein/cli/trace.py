@@ -25,7 +25,7 @@ def record(
     what: Annotated[
         list[str],
         typer.Argument(
-            metavar="DIR | --run [OPTIONS] IMAGE [-- COMMAND ...]",
+            metavar="DIR | --run [OPTIONS] IMAGE [COMMAND ...]",
             help="Where an image is mounted; or what `pagein run` is to run.",
         ),
     ],
