@@ -1,5 +1,6 @@
 """Damaged archives, layers and indexes: an error or a tree, never anything else."""
 
+import gc
 import hashlib
 import io
 import random
@@ -174,6 +175,19 @@ def test_damaged_layers(tmp_path: Path) -> None:
 
 def test_damaged_indexes(tmp_path: Path) -> None:
     fuzz_indexes(300, tmp_path)
+
+
+def test_memory_is_given_back_without_the_garbage_collector() -> None:
+    layers = [choice(random.Random(seed)) for seed in range(10) for choice in LAYERS]
+    gc.collect()
+    gc.disable()
+    try:
+        before = forget_peak()
+        for layer in layers:
+            index_of(layer)
+        assert peak() - before < 100 << 20  # of one layer some ten; all of them kept 300
+    finally:
+        gc.enable()
 
 
 @pytest.mark.long

@@ -149,8 +149,9 @@ class BlobBuilder:
         self.close()
 
     def close(self) -> None:
-        """End the thread, also half-way."""
+        """End the thread, also half-way, and give memory back; twice is fine."""
         self._hashing.close()
+        self._buffer, self._buffers = bytearray(), cycle([bytearray()])
 
     def _hash(self, view: memoryview, start: int) -> None:
         if self._sink is not None:

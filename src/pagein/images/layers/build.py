@@ -94,6 +94,7 @@ class IndexBuilder:
             worker.close()
         if self._unpacker is not None:
             self._unpacker.close()
+            self._unpacker = None
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the layer; LayerError if it cannot be what it should be."""

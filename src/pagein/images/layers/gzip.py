@@ -73,6 +73,8 @@ class GzipUnpacker:
         """Give memory back and end the thread; twice is fine."""
         self._keep.close()
         self._inflate.close()
+        # At once: what refers to each other, as threads do, waits long for the garbage collector.
+        self._buffer, self._buffers = bytearray(), cycle([bytearray()])
 
     def _begin_member(self, data: bytes, at: int) -> bool:
         """Whether another member begins here: else only zeros may follow."""

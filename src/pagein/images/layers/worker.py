@@ -53,12 +53,17 @@ class Worker(Generic[*Ts]):
             self._todo.put(None)
         self._waiting = 0
         thread.join()
+        # Who is called refers to us, mostly, and may hold large buffers: let go of it now.
+        self._call = _nothing
 
     def _take(self) -> None:
         self._waiting -= 1
         error = self._done.get()
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback has this frame: together they would be garbage
 
     def _run(self) -> None:
         while (arguments := self._todo.get()) is not None:
@@ -69,3 +74,7 @@ class Worker(Generic[*Ts]):
                 error = raised
             self._done.put(error)
             del arguments, error  # they may hold buffers
+
+
+def _nothing(*_: object) -> None:
+    """What a worker that was closed does."""
