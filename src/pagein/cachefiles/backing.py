@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("pagein.cachefiles")
 
 ReadBuffer = memoryview | bytearray | mmap.mmap
-LOGICAL_BLOCK = 512
-"""A write's length must be a multiple of this, as for the kernel's direct writes (facts 8.1)."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
 """Seconds between two tries for a range that another process has locked."""
 
