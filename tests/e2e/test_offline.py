@@ -1,10 +1,9 @@
 """Without the server: what is here is read, what is not is EIO, and works when it is back."""
 
 import errno
-import time
 
 import pytest
-from tests.e2e.harness import REMEMBERED, Image, Pagein, forget, listing, read_errno, serve, sums
+from tests.e2e.harness import Image, Pagein, forget, listing, once_it_works, read_errno, serve, sums
 from tests.e2e.readers import Reader
 
 from pagein.testing.webserver import WebServer, serve_in_thread
@@ -52,9 +51,8 @@ def test_an_incomplete_image_without_the_server(small: Image, pagein: Pagein) ->
     assert urls[1] in pagein.log()
     with serve_in_thread(WebServer({}, port=port)) as server:
         serve(server, meta=small.meta, blob=small.blob)
-        time.sleep(REMEMBERED)
-        assert missing.read_bytes() == (small.tree / "large/1").read_bytes()
-        assert sums(pagein.target) == sums(small.tree)
+        assert once_it_works(missing.read_bytes) == (small.tree / "large/1").read_bytes()
+        assert once_it_works(lambda: sums(pagein.target)) == sums(small.tree)
     pagein.umount()
     pagein.assert_cached_right(small.meta, small.blob)
 

@@ -12,14 +12,22 @@ import pytest
 from tests.e2e.harness import (
     DEADLINE,
     Image,
-    drop_caches,
     listing,
     serve,
     sums,
     wait_for,
 )
 from tests.realkernel import dying
-from tests.realkernel.rig import DEPUTY, KEEPER, USER_HALF, Served, checksums, fds_of, reader
+from tests.realkernel.rig import (
+    DEPUTY,
+    KEEPER,
+    USER_HALF,
+    Served,
+    checksums,
+    drop_caches,
+    fds_of,
+    reader,
+)
 
 from pagein.testing.webserver import WebServer
 
