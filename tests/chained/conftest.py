@@ -17,6 +17,6 @@ def fsspec_loop() -> Iterator[None]:
     loop, thread = fsspec.asyn.loop[0], fsspec.asyn.iothread[0]
     if loop is not None:
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(60)
         loop.close()
         fsspec.asyn.loop[0] = fsspec.asyn.iothread[0] = None

@@ -23,7 +23,7 @@ from pagein.mounts.erofs import Mounted, MountError, mount_image, umount_image
 
 pytestmark = pytest.mark.root
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 FILES = {"small": 10, "page": 4096, "large": (1 << 20) + 4097, "deep/down/file": 70_000}
 
 

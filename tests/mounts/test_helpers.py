@@ -15,7 +15,7 @@ from pagein.mounts import helper, helpers
 from pagein.mounts.erofs import MountError, umount_image
 from pagein.mounts.helpers import CURRENT, Helpers
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 
 def with_helpers(work: Callable[[Helpers], Awaitable[None]]) -> None:
