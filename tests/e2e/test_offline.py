@@ -5,6 +5,7 @@ import errno
 import pytest
 from tests.e2e.harness import Image, Pagein, forget, listing, once_it_works, read_errno, serve, sums
 from tests.e2e.readers import Reader
+from tests.ports import quiet_port
 
 from pagein.testing.webserver import WebServer, serve_in_thread
 
@@ -24,7 +25,7 @@ def test_a_complete_image_is_mounted_directly_without_the_server(
     assert sums(pagein.target) == expected  # from the cache, through the mount it had
     pagein.umount()
     for _ in range(2):
-        pagein.mount(*urls, options=("--timeout", "2"))
+        pagein.mount(*urls, options=("--timeout", "4"))
         (mount,) = pagein.status()["mounts"]
         assert mount["direct"] is True
         forget(*(pagein.target / name for name in small.files))
@@ -36,14 +37,14 @@ def test_a_complete_image_is_mounted_directly_without_the_server(
 
 def test_an_incomplete_image_without_the_server(small: Image, pagein: Pagein) -> None:
     there, missing = pagein.target / "dir-1/5", pagein.target / "large/1"
-    with serve_in_thread(WebServer({})) as server:
-        port = server.port
+    port = quiet_port()
+    with serve_in_thread(WebServer({}, port=port)) as server:
         urls = serve(server, meta=small.meta, blob=small.blob)
         pagein.mount(*urls)
         names = listing(pagein.target)
         content = there.read_bytes()
         pagein.umount()
-    pagein.mount(*urls, options=("--timeout", "1"))
+    pagein.mount(*urls, options=("--timeout", "4"))
     assert listing(pagein.target) == names
     forget(there)
     assert there.read_bytes() == content == (small.tree / "dir-1/5").read_bytes()
@@ -58,8 +59,8 @@ def test_an_incomplete_image_without_the_server(small: Image, pagein: Pagein) ->
 
 
 def test_a_server_that_comes_back_before_the_deadline(small: Image, pagein: Pagein) -> None:
-    with serve_in_thread(WebServer({})) as server:
-        port = server.port
+    port = quiet_port()
+    with serve_in_thread(WebServer({}, port=port)) as server:
         urls = serve(server, meta=small.meta, blob=small.blob)
         pagein.mount(*urls)
     with Reader(pagein.target / "large/2.txt") as reader:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import itertools
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.e2e.harness import Pagein, mkfs, pagein_in, wait_for
@@ -105,7 +107,8 @@ READY = "import os, sys; os.write(int(sys.argv[-1]), b'r'); os.close(int(sys.arg
 def test_a_half_that_never_gets_ready_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(halves, "HOPELESS", 0.5)
+    clock = SimpleNamespace(monotonic=itertools.count(step=10.0).__next__)
+    monkeypatch.setattr(halves, "time", clock)  # each look at it is ten seconds later
     counter = tmp_path / "starts"
     program = f"import os; open({str(counter)!r}, 'a').write('x'); os._exit(3)"
 

@@ -38,7 +38,7 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 def wait_until_unused() -> None:
     """Until the last runtime has ended, and closed what it had open."""
-    give_up = time.monotonic() + 30
+    give_up = time.monotonic() + 60
     while runtime._process.living:
         assert time.monotonic() < give_up
         time.sleep(0.02)
@@ -61,7 +61,7 @@ def test_reads_fail_until_there_is_room(
     web: WebServer, small: Path, left: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = small / "cache"
-    with pagein.open(web.url("/blob"), cache=str(cache), timeout=5) as file:
+    with pagein.open(web.url("/blob"), cache=str(cache), timeout=20) as file:
         assert file.pread(100, 0) == CONTENT[:100]
         with full(small, left):
             with caplog.at_level(logging.ERROR), pytest.raises(OSError) as caught:
@@ -77,10 +77,10 @@ def test_reads_fail_until_there_is_room(
 @pytest.mark.parametrize("left", [0])
 def test_what_is_cached_can_be_read(web: WebServer, small: Path, left: int) -> None:
     cache = small / "cache"
-    with pagein.open(web.url("/blob"), cache=str(cache), timeout=5) as file:
+    with pagein.open(web.url("/blob"), cache=str(cache), timeout=20) as file:
         file.readall()
     wait_until_unused()
-    with full(small, left), pagein.open(web.url("/blob"), cache=str(cache), timeout=5) as file:
+    with full(small, left), pagein.open(web.url("/blob"), cache=str(cache), timeout=20) as file:
         assert file.readall() == CONTENT
 
 
@@ -89,7 +89,7 @@ def test_a_first_open_fails_with_the_reason(web: WebServer, small: Path, left: i
     cache = small / "cache"
     cache.mkdir()
     with full(small, left), pytest.raises(OSError) as caught:
-        pagein.open(web.url("/blob"), cache=str(cache), timeout=5)
+        pagein.open(web.url("/blob"), cache=str(cache), timeout=20)
     assert caught.value.errno == errno.ENOSPC
-    with pagein.open(web.url("/blob"), cache=str(cache), timeout=5) as file:
+    with pagein.open(web.url("/blob"), cache=str(cache), timeout=20) as file:
         assert file.readall() == CONTENT
