@@ -6,6 +6,14 @@ from collections.abc import Iterator
 import fsspec.asyn
 import pytest
 from fsspec.implementations.http import HTTPFileSystem
+from tests.library.fulldisk import wait_until_unused
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_runtime_left() -> Iterator[None]:
+    """What was opened through the library is closed before the next module counts fds."""
+    yield
+    wait_until_unused()
 
 
 @pytest.fixture(scope="session", autouse=True)

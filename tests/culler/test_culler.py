@@ -168,7 +168,7 @@ def test_who_looks_up_while_a_file_goes_waits_and_makes_it_anew(cache: Cache) ->
         thread.start()
         time.sleep(0.01)  # it may be late; then it finds nothing at once
         os.unlink(whole)
-    thread.join(30)
+    thread.join(100)
     assert opened == [None]
 
 

@@ -212,7 +212,7 @@ def test_a_cache_on_tmpfs(small: Image, pagein: Pagein) -> None:
             assert sums(pagein.target) == sums(small.tree)
             pagein.umount()
         # Complete, but EROFS cannot be mounted from a file on tmpfs.
-        pagein.mount(*urls, options=("--timeout", "2"))
+        pagein.mount(*urls, options=("--timeout", "5"))
         assert pagein.status()["mounts"][0]["direct"] is False
         assert_right(pagein, sums(small.tree), pagein.target)
         pagein.umount()

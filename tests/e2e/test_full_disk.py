@@ -31,7 +31,7 @@ def test_full_and_then_not(kind: str, small: Image, server: WebServer, public_tm
         tiny(kind, public_tmp / "cache", 26) as cache,
         pagein_in(public_tmp, cache=cache) as pagein,
     ):
-        pagein.mount(*serve(server, meta=small.meta, blob=small.blob), options=("--timeout", "5"))
+        pagein.mount(*serve(server, meta=small.meta, blob=small.blob), options=("--timeout", "20"))
         large, source = pagein.target / "large", small.tree / "large"
         assert piece(large / "0") == piece(source / "0")
         disk = os.statvfs(cache)

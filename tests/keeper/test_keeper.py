@@ -53,7 +53,7 @@ def pid_of(place: Pagein, module: str) -> int:
 
 
 def read_all(path: Path) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["cat", path], capture_output=True, timeout=60, check=False)
+    return subprocess.run(["cat", path], capture_output=True, timeout=200, check=False)
 
 
 @pytest.mark.root
@@ -282,7 +282,7 @@ def test_device_and_daemon_by_themselves(place: Pagein, web: WebServer) -> None:
         place.umount()
         for process in (daemon, device):
             process.terminate()
-            assert process.wait(30) == 0
+            assert process.wait(100) == 0
     assert not place.leftovers()
 
 
@@ -298,5 +298,5 @@ def test_umount_waits_for_a_slow_daemon_to_take_its_close(place: Pagein, web: We
                 umount.wait(4)
         finally:
             os.kill(daemon, signal.SIGCONT)
-        assert umount.wait(30) == 0
+        assert umount.wait(100) == 0
     assert not place.leftovers()

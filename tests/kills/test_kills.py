@@ -101,7 +101,7 @@ def readers(pagein: Pagein, image: Image, seed: int) -> Iterator[list[dict[str, 
         with killed(*processes):
             for process in processes:
                 process.send_signal(signal.SIGTERM)
-            outputs = [p.communicate(timeout=150)[0] for p in processes]
+            outputs = [p.communicate(timeout=250)[0] for p in processes]
     for process, output in zip(processes, outputs, strict=True):
         assert process.returncode == 0, output
         counts.append(json.loads(output))
@@ -112,7 +112,7 @@ def kill_under_readers(
 ) -> None:
     seed = int.from_bytes(os.urandom(4), "little")
     print(f"seed {seed}")
-    pagein.mount(*sources, options=("--timeout", "20"))
+    pagein.mount(*sources, options=("--timeout", "60"))
     try:
         with readers(pagein, image, seed) as counts:
             kill_often(pagein, module, times, random.Random(seed))
@@ -151,7 +151,7 @@ def mapped_round(directory: Path, image: Image, kind: str, times: int) -> None:
         pagein = Pagein(directory, cache=cache)
         pagein.state.mkdir()
         keeper: list[str | Path] = [sys.executable, HERE / "mmapkeeper.py"]
-        keeper += ["--state-dir", pagein.state, "--cache", cache, "--linger", "20"]
+        keeper += ["--state-dir", pagein.state, "--cache", cache, "--linger", "100"]
         read, write = os.pipe()
         with (pagein.state / "log").open("wb") as log:
             process = subprocess.Popen(
@@ -164,10 +164,10 @@ def mapped_round(directory: Path, image: Image, kind: str, times: int) -> None:
             paths = [str(path).strip("/") for path in (image.meta, image.blob)]
             keys = [f"key:mapped/{path.replace('/', '|')}" for path in paths]
             kill_under_readers(pagein, image, keys, MAPPED, times)
-            assert process.wait(30) == 0
+            assert process.wait(100) == 0
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(100)
         assert not wrong_pages(cache, [image.meta, image.blob])
 
 
@@ -176,7 +176,7 @@ def mount_round(directory: Path, image: Image, module: str, times: int) -> None:
     files = {"/meta": image.meta, "/blob": image.blob}
     draw = random.Random(directory.name)
     with serve_in_thread(WebServer(files)) as web, pagein_in(a_place(directory)) as pagein:
-        words = ["mount", "--timeout", "10", web.url("/meta"), "--device", web.url("/blob")]
+        words = ["mount", "--timeout", "30", web.url("/meta"), "--device", web.url("/blob")]
         made = 0
         for _ in range(times):
             process = subprocess.Popen(

@@ -1,7 +1,6 @@
 """Who is cancelled, interrupted, or forgets to close leaves nothing behind."""
 
 import asyncio
-import gc
 import os
 import random
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.ending import killed
+from tests.library.fulldisk import wait_until_unused
 
 import pagein
 from pagein.library import runtime
@@ -35,11 +35,7 @@ def web() -> Iterator[WebServer]:
 def cache(tmp_path: Path) -> Iterator[str]:
     """A cache directory that nothing of this process uses in the end."""
     yield str(tmp_path / "cache")
-    gc.collect()
-    give_up = time.monotonic() + 60
-    while runtime._process.living:
-        assert time.monotonic() < give_up, [each.users for each in runtime._process.living]
-        time.sleep(0.02)
+    wait_until_unused()
 
 
 def test_a_file_that_was_never_closed(web: WebServer, cache: str) -> None:

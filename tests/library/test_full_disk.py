@@ -4,17 +4,15 @@ import errno
 import logging
 import os
 import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.e2e.harness import once_it_works
-from tests.library.fulldisk import KINDS, full, tiny
+from tests.library.fulldisk import KINDS, full, tiny, wait_until_unused
 
 import pagein
 from pagein.cachefiles.presence import data_ranges
-from pagein.library import runtime
 from pagein.testing.webserver import WebServer, serve_in_thread
 
 pytestmark = pytest.mark.root
@@ -34,14 +32,6 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     with tiny(request.param, tmp_path / "small", 12) as directory:
         yield directory
         wait_until_unused()
-
-
-def wait_until_unused() -> None:
-    """Until the last runtime has ended, and closed what it had open."""
-    give_up = time.monotonic() + 60
-    while runtime._process.living:
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
 
 
 def check(cache: Path) -> int:
