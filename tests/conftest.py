@@ -30,7 +30,7 @@ RUN_ID = os.environ.get(RUN_VARIABLE, os.urandom(16).hex()) + os.environ.pop(
 os.environ[RUN_VARIABLE] = RUN_ID
 PUBLIC_DIR = Path("/var/tmp") / f"pagein-test-{RUN_ID}"
 CI = os.environ.get("CI") == "true"
-GRACE = 10.0
+GRACE = 30.0
 """Seconds that the kernel and dying processes have to finish after the last test."""
 
 CAP_SYS_ADMIN = 21

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-_GOING = 30.0
+_GOING = 100.0
 """Seconds that a killed process may take."""
 
 

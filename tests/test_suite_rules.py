@@ -1,6 +1,7 @@
 """The rules in conftest.py hold: each is broken once, in a small suite of its own."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,13 +11,14 @@ import pytest
 
 HERE = Path(__file__).parent
 
-SPAWN = "import subprocess, sys\nsleep = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+SPAWN = "import subprocess, sys\nsleep = [sys.executable, '-c', 'import time; time.sleep(250)']\n"
 
 
 def run_suite(directory: Path, source: str, **environment: str) -> tuple[int, str]:
     """Exit code and output of a run of one test file beside a copy of our conftest.py."""
     directory.mkdir(exist_ok=True)
-    conftest = (HERE / "conftest.py").read_text().replace("GRACE = 10.0", "GRACE = 0.3")
+    conftest, found = re.subn(r"(?m)^GRACE = .*", "GRACE = 0.3", (HERE / "conftest.py").read_text())
+    assert found == 1
     (directory / "conftest.py").write_text(conftest)
     (directory / "pytest.ini").write_text("[pytest]\nmarkers =\n root: x\nfilterwarnings = error\n")
     (directory / "test_it.py").write_text(source)
@@ -29,16 +31,17 @@ def run_suite(directory: Path, source: str, **environment: str) -> tuple[int, st
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=200,
     )
     return done.returncode, done.stdout
 
 
 def test_a_clean_suite_passes(tmp_path: Path) -> None:
     source = "def test(tmp_path, public_tmp):\n    (public_tmp / 'a').write_text('')\n"
-    code, output = run_suite(tmp_path, source, PAGEIN_TEST_RUN="clean")
+    run = f"rules-{os.urandom(4).hex()}"
+    code, output = run_suite(tmp_path, source, PAGEIN_TEST_RUN=run)
     assert code == 0, output
-    assert not Path("/var/tmp/pagein-test-clean").exists()
+    assert not Path(f"/var/tmp/pagein-test-{run}").exists()
 
 
 @pytest.mark.parametrize(
@@ -47,12 +50,12 @@ def test_a_clean_suite_passes(tmp_path: Path) -> None:
         pytest.param("import os\ndef test(): os.open('/dev/zero', 0)", "/dev/zero)", id="fd"),
         pytest.param(
             SPAWN + "def test(): sys.leak = subprocess.Popen(sleep)",
-            "time.sleep(60)",
+            "time.sleep(250)",
             id="child",
         ),
         pytest.param(
             SPAWN + "def test(): subprocess.run(['sh', '-c', '\"$@\" &', 'sh', *sleep])",
-            "time.sleep(60)",
+            "time.sleep(250)",
             id="orphan",
         ),
     ],

@@ -17,7 +17,7 @@ PLAIN = ("ext4", "xfs", "btrfs", "tmpfs")
 
 
 def run(*command: str | Path) -> None:
-    subprocess.run([str(word) for word in command], check=True, timeout=60, capture_output=True)
+    subprocess.run([str(word) for word in command], check=True, timeout=200, capture_output=True)
 
 
 @contextlib.contextmanager

@@ -142,7 +142,7 @@ def test_emsgsize_keeps_the_request(half: Served) -> None:
     half.process.send("acquire blob")
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    assert poll.poll(30_000) == [(fd, select.POLLIN)]
+    assert poll.poll(100_000) == [(fd, select.POLLIN)]
     length = 32 + len(b"erofs,test\0blob")
     refused(errno.EMSGSIZE, partial(os.read, fd, length - 1))
     assert poll.poll(0) == [(fd, select.POLLIN)]
@@ -159,11 +159,11 @@ def test_epoll_wakes_who_waits(half: Served) -> None:
         epoll.register(fd, select.EPOLLIN)
         assert epoll.poll(0) == []
         half.process.send("acquire blob")
-        assert epoll.poll(30) == [(fd, select.EPOLLIN)]
+        assert epoll.poll(100) == [(fd, select.EPOLLIN)]
         half.take(Open)
         assert epoll.poll(0) == []
         os.write(fd, b"restore")
-        assert epoll.poll(30) == [(fd, select.EPOLLIN)]
+        assert epoll.poll(100) == [(fd, select.EPOLLIN)]
         assert half.take(Open).object_id == 2
     os.write(fd, b"copen 0,-2")
 
@@ -174,7 +174,7 @@ def test_epoll_by_edges(half: Served) -> None:
         epoll.register(fd, select.EPOLLIN | select.EPOLLET)
         for number in range(3):
             half.process.send(f"acquire blob{number}")
-            assert epoll.poll(30) == [(fd, select.EPOLLIN)]
+            assert epoll.poll(100) == [(fd, select.EPOLLIN)]
             message = half.take(Open)
             os.write(fd, b"copen %d,-2" % message.msg_id)
             epoll.poll(0)

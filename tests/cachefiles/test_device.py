@@ -113,7 +113,7 @@ def test_closed_while_it_binds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     gate = threading.Event()
 
     def slow(directory: bytes, **options: Any) -> Cache:
-        assert gate.wait(30)
+        assert gate.wait(100)
         return Cache(directory, **options)
 
     monkeypatch.setattr("pagein.cachefiles.device.Cache", slow)
@@ -224,7 +224,7 @@ def test_a_lookup_that_never_ends_does_not_hold_commands_up(
     real, gate = Cache.look_up, threading.Event()
 
     def look_up(cache: Cache, *arguments: Any) -> BackingFile:
-        assert gate.wait(30)
+        assert gate.wait(100)
         return real(cache, *arguments)
 
     monkeypatch.setattr(Cache, "look_up", look_up)

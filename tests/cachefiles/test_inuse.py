@@ -195,5 +195,5 @@ def test_processes_that_ask_at_once_do_not_kill_each_other(path: bytes) -> None:
     command = [sys.executable, "-c", ASK, os.fsdecode(path)]
     askers = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]
     with killed(*askers):
-        endings = [asker.communicate(timeout=60)[1] for asker in askers]
+        endings = [asker.communicate(timeout=200)[1] for asker in askers]
     assert [asker.returncode for asker in askers] == [0] * 3, endings

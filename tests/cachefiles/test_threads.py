@@ -40,12 +40,12 @@ class Gate:
         if isinstance(arguments[1], bytes):  # an entry of the table of writes under way
             return self.real(*arguments)
         self.entered.release()
-        assert self.let.acquire(timeout=30)
+        assert self.let.acquire(timeout=100)
         return self.real(*arguments)
 
     async def inside(self, count: int = 1) -> None:
         for _ in range(count):
-            assert await asyncio.to_thread(self.entered.acquire, timeout=30)
+            assert await asyncio.to_thread(self.entered.acquire, timeout=100)
 
 
 def gated(
@@ -55,7 +55,7 @@ def gated(
     monkeypatch.setattr(os, name, gate)
 
     async def main() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(200):
             await work(gate)
 
     asyncio.run(main())

@@ -21,7 +21,7 @@ class CountingFileSystem(MemoryFileSystem):  # type: ignore[misc]
     def cat_file(self, path: str, start: Any = None, end: Any = None, **_: Any) -> bytes:
         self.asked.append((start, end))
         if self.lie == "slow":
-            time.sleep(1.0)
+            time.sleep(3.0)
         if self.lie == "broken":
             raise RuntimeError("the bucket has a hole")
         data: bytes = super().cat_file(path, start, end)

@@ -40,7 +40,7 @@ def counting() -> Iterator[CountingFileSystem]:
 @pytest.fixture
 def fs(tmp_path: Path, counting: CountingFileSystem) -> PageinFileSystem:
     """Over `counting`."""
-    return PageinFileSystem(fs=counting, cache=str(tmp_path / "cache"), timeout=5.0)
+    return PageinFileSystem(fs=counting, cache=str(tmp_path / "cache"), timeout=30.0)
 
 
 def fetched(web: WebServer) -> list[tuple[int, int]]:
@@ -175,17 +175,18 @@ def test_it_needs_another_protocol() -> None:
     [
         ("short", "bytes came where"),
         ("broken", "the bucket has a hole"),
-        ("slow", "no data for 0.1 s"),
+        ("slow", "no data for 1.5 s"),
     ],
 )
 def test_what_cannot_be_had_is_an_error(
     counting: CountingFileSystem, tmp_path: Path, lie: str, says: str, caplog: Any
 ) -> None:
-    fs = PageinFileSystem(fs=counting, cache=str(tmp_path / "cache"), timeout=0.2)
+    timeout = 30.0 if lie == "short" else 3.0
+    fs = PageinFileSystem(fs=counting, cache=str(tmp_path / "cache"), timeout=timeout)
     CountingFileSystem.lie = lie
     with pytest.raises(OSError), fs.open("/blob") as file:
         file.read(200_000)
     assert says in caplog.text
     CountingFileSystem.lie = ""
-    other = PageinFileSystem(fs=counting, cache=str(tmp_path / "cache"), timeout=5.0)
+    other = PageinFileSystem(fs=counting, cache=str(tmp_path / "cache"), timeout=60.0)
     assert other.cat("/blob") == CONTENT

@@ -6,7 +6,6 @@ import pty
 import signal
 import subprocess
 import termios
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from tests.containers.conftest import Runner
 from tests.e2e.harness import DEADLINE, wait_for
+from tests.kills.test_kills import kill_process
 
 pytestmark = pytest.mark.root
 
@@ -242,11 +242,12 @@ def test_signals_are_forwarded(
 
 
 def test_three_signals_are_an_end(runner: Runner) -> None:
-    process = runner.start("sh", "-c", IGNORING)
+    script = "trap 'echo heard' TERM; echo ready; while :; do sleep 0.1; done"
+    process = runner.start("sh", "-c", script)
     assert line(process) == "ready"
     for _ in range(2):
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        assert line(process) == "heard"  # two that come at once are one
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert finish(process)[0] == 137
@@ -302,7 +303,7 @@ def test_a_half_is_killed_under_a_container(runner: Runner, module: str) -> None
     assert line(process) == "ready"
     for pid, command in runner.pagein.processes().items():
         if module in command.split():
-            os.kill(pid, signal.SIGKILL)
+            kill_process(pid)
     out, err = process.communicate("go on\n", timeout=DEADLINE)
     assert (process.returncode, out, err) == (0, "go on\ntext\n", "")
     assert not runner.leftovers()

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tests.fds import open_fds
 
 from pagein.daemon import DeviceDead, FileDevice, filedevice
 from pagein.daemon.filedevice import FileAnonFd, _aligned, _pwrite_all
@@ -28,7 +29,7 @@ from pagein.daemon.threads import Workers
 from pagein.protocol.messages import IOC_READ_COMPLETE, Close, Message, Open, Read
 
 PAGE = 4096
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 @pytest.fixture
@@ -40,11 +41,8 @@ def pair() -> Iterator[tuple[int, socket.socket]]:
         yield ours.detach(), theirs
 
 
-def open_fds() -> set[str]:
-    # The listing has the fd of the directory itself, which is closed by now.
-    return {
-        each for each in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{each}")
-    }
+def fds_but(*numbers: int) -> set[tuple[str, str]]:
+    return {each for each in open_fds() if int(each[0]) not in numbers}
 
 
 async def until(happened: Callable[[], bool]) -> None:
@@ -100,9 +98,9 @@ def test_requests_arrive_in_order_and_commands_leave(
         with pytest.raises(OSError):
             await device.command(b"x")
 
-    before = open_fds() - {str(fd), str(dirfd)}
+    before = fds_but(fd, dirfd)
     asyncio.run(main())
-    assert open_fds() == before
+    assert open_fds() <= before
     assert (tmp_path / "anon" / "7").read_bytes() == bytes(PAGE) + b"\x01" * PAGE
 
 
@@ -126,7 +124,7 @@ def test_fds_of_the_real_device_get_close_on_exec_and_are_closed_when_nobody_too
     file = tmp_path / "file"
     file.write_bytes(bytes(PAGE))
     fds = [os.open(file, os.O_WRONLY) for _ in range(2)]
-    before = open_fds() - {str(each) for each in (fd, *fds)}
+    before = fds_but(fd, *fds)
     for index, number in enumerate(fds):
         os.set_inheritable(number, True)
         kernel.send(Open(index, index + 1, b"v", b"c", number).encode())
@@ -143,7 +141,7 @@ def test_fds_of_the_real_device_get_close_on_exec_and_are_closed_when_nobody_too
         await device.close()
 
     asyncio.run(main())
-    assert open_fds() == before
+    assert open_fds() <= before
 
 
 def test_bad_messages_are_dropped_and_the_rest_is_served(
@@ -202,7 +200,7 @@ def test_open_knows_a_character_device_from_a_file(tmp_path: Path) -> None:
 
     before = open_fds()
     asyncio.run(main())
-    assert open_fds() == before
+    assert open_fds() <= before
 
 
 @pytest.mark.parametrize("real", [True, False])

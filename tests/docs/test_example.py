@@ -21,7 +21,7 @@ def test_the_readme_shows_the_example() -> None:
 
 
 def wait_for(path: Path) -> None:
-    for _ in range(200):
+    for _ in range(1200):
         if path.exists():
             return
         time.sleep(0.05)
@@ -49,23 +49,23 @@ def test_the_example_serves_a_mount(public_tmp: Path) -> None:
         command = [sys.executable, EXAMPLE, device, images, public_tmp / "cache"]
         daemon = subprocess.Popen([str(word) for word in command])
         run = [*PAGEIN, *where, "mount", "key:hello/tree.erofs", str(mnt)]
-        mounted = subprocess.run(run, capture_output=True, text=True, timeout=60)
+        mounted = subprocess.run(run, capture_output=True, text=True, timeout=120)
         assert mounted.returncode == 0, mounted.stderr
         try:
-            read = subprocess.run(["cat", mnt / "greeting"], capture_output=True, timeout=60)
+            read = subprocess.run(["cat", mnt / "greeting"], capture_output=True, timeout=120)
             assert read.stdout == (tree / "greeting").read_bytes()
         finally:
-            unmount = subprocess.run([*PAGEIN, *where, "umount", str(mnt)], timeout=60)
+            unmount = subprocess.run([*PAGEIN, *where, "umount", str(mnt)], timeout=120)
             assert unmount.returncode == 0
         unknown = [*PAGEIN, *where, "mount", "key:nobody/tree.erofs", str(mnt)]
-        refused = subprocess.run(unknown, capture_output=True, text=True, timeout=60)
+        refused = subprocess.run(unknown, capture_output=True, text=True, timeout=120)
         assert refused.returncode == 1
         assert refused.stderr.startswith("pagein: key:nobody/tree.erofs: "), refused.stderr
     finally:
         if daemon is not None:
             daemon.terminate()
-            assert daemon.wait(30) == 0
+            assert daemon.wait(100) == 0
         kernel_half.terminate()
-        assert kernel_half.wait(30) == 0
+        assert kernel_half.wait(100) == 0
         if kernel_half.stdout is not None:
             kernel_half.stdout.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.e2e.harness import Pagein
 
 SCRIPT = Path(__file__).with_name("owndaemon.py")
-_PATIENCE = 20.0
+_PATIENCE = 60.0
 
 
 @contextlib.contextmanager

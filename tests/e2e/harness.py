@@ -10,18 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pagein.cachefiles.presence import data_ranges
 from pagein.testing.webserver import WebServer
 
+T = TypeVar("T")
+
 COMMAND = (sys.executable, "-P", "-m", "pagein.cli.main")
 MODULES = {"pagein.keeper", "pagein.kernelhalf", "pagein.kernelhalf.linux", "pagein.daemon"}
-DEADLINE = 60.0
+DEADLINE = 120.0
 """Seconds after which a command of a test is hanging."""
-REMEMBERED = 0.6
-"""Seconds after which the daemon has forgotten a failure: a little more than its own."""
-_PATIENCE = 20.0
+_PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,18 @@ def wait_for(what: Callable[[], Any], *, patience: float = _PATIENCE) -> Any:
         assert time.monotonic() < give_up, f"{what} did not come about"
         time.sleep(0.02)
     return found
+
+
+def once_it_works(read: Callable[[], T], *, patience: float = _PATIENCE) -> T:
+    """What `read` returns as soon as it does: for half a second the daemon remembers a failure."""
+    give_up = time.monotonic() + patience
+    while True:
+        try:
+            return read()
+        except (OSError, subprocess.CalledProcessError):
+            if time.monotonic() > give_up:
+                raise
+        time.sleep(0.05)
 
 
 class Pagein:
@@ -203,7 +215,7 @@ class Pagein:
         for at in reversed(self.mounts()):
             if not at.startswith(own):
                 self.run("umount", "--lazy", at)
-        give_up = time.monotonic() + 10.0
+        give_up = time.monotonic() + _PATIENCE
         while (left := self.leftovers()) and time.monotonic() < give_up:
             time.sleep(0.02)
         if left:
@@ -254,17 +266,17 @@ def listing(tree: Path) -> str:
     return done.stdout
 
 
-def forget(*paths: Path) -> None:
-    """Let the kernel drop the pages of files from memory, so that the next read is a read."""
+def forget(*paths: Path, written: bool = False) -> None:
+    """Let the kernel drop the pages of files from memory, so that the next read is a read.
+
+    `written`: also those that are not on disk yet. (Not by /proc/sys/vm/drop_caches: that takes
+    from other tests too, and as sync(2) it waits for every mount that anybody is just making.)
+    """
     for path in paths:
         with path.open("rb") as file:
+            if written:
+                os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def drop_caches() -> None:
-    """Let the kernel drop every clean page, directory entry and inode."""
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3")
 
 
 def read_errno(path: Path, offset: int = 0, length: int = 4096) -> int:

@@ -1,7 +1,6 @@
 """What a user gets wrong: exit code 1, one line that names it and says what to do, nothing left."""
 
 import errno
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.harness import Image, Pagein, read_errno, serve
+from tests.ports import quiet_port
 
 from pagein.testing.webserver import Fault, WebServer
 
@@ -54,8 +54,7 @@ def test_no_such_url(server: WebServer, pagein: Pagein) -> None:
 
 
 def test_a_server_that_is_not_running(pagein: Pagein) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        url = f"http://127.0.0.1:{sock.getsockname()[1]}/image"
+    url = f"http://127.0.0.1:{quiet_port()}/image"
     refused_and_gone(
         pagein, "mount", url, pagein.target, naming=url, saying="is the server running"
     )

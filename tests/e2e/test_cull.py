@@ -33,7 +33,7 @@ def ready(fd: int) -> int:
     """What poll(2) says, with a deadline."""
     poller = select.poll()
     poller.register(fd, select.POLLIN | select.POLLOUT)
-    return dict(poller.poll(10_000)).get(fd, 0)
+    return dict(poller.poll(100_000)).get(fd, 0)
 
 
 def culled(text: str) -> list[str]:

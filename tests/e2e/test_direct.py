@@ -13,7 +13,7 @@ from tests.e2e.harness import (
     DEADLINE,
     Image,
     Pagein,
-    drop_caches,
+    forget,
     mkfs,
     serve,
     sums,
@@ -28,9 +28,10 @@ KEYS = ("key:erofs,test/meta", "key:erofs,test/blob")
 OTHER = ("key:erofs,test/other", "key:erofs,test/blob")
 
 
-def assert_right(expected: dict[str, str], target: Path) -> None:
-    """What is mounted is right when it is read from the file, not from memory."""
-    drop_caches()
+def assert_right(pagein: Pagein, expected: dict[str, str], target: Path) -> None:
+    """What is mounted is right when it is read from the disk, not from memory."""
+    forget(*(target / name for name in expected))
+    forget(*pagein.cache_files(), written=True)
     assert sums(target) == expected
 
 
@@ -74,11 +75,11 @@ def test_a_daemon_cannot_change_what_is_mounted_directly(small: Image, pagein: P
             assert sums(second) == expected
             for offset in (0, 1 << 20):
                 assert daemon.write("blob", offset) == errno.EBUSY
-                assert_right(expected, pagein.target)
-                assert_right(expected, second)
+                assert_right(pagein, expected, pagein.target)
+                assert_right(pagein, expected, second)
             assert daemon.write("other", 0) == 0  # which nobody has mounted directly
             pagein.umount(second)
-            assert_right(expected, pagein.target)
+            assert_right(pagein, expected, pagein.target)
             # With nobody else the object's file may be written again.
             pagein.umount()
         os.unlink(next(path for path in pagein.cache_files() if path.name == "Dother"))
@@ -103,7 +104,7 @@ def test_another_size_does_not_replace_what_is_mounted_directly(
             done = pagein.run("mount", KEYS[0], "--device", KEYS[1], target)
             assert (done.returncode, done.stderr.count("\n")) == (1, 1), done
             assert f"{KEYS[1]}: cache file is in use" in done.stderr
-            assert_right(expected, pagein.target)
+            assert_right(pagein, expected, pagein.target)
             assert cached(pagein) == before
             # Once it is not mounted any more the stale file goes.
             pagein.umount()
@@ -123,21 +124,21 @@ def test_what_else_happens_around_a_direct_mount(
     second = pagein.dir("mnt2")
     pagein.mount(*urls, target=second)
     assert [m["direct"] for m in pagein.status()["mounts"]] == [True, True]
-    assert_right(expected, pagein.target)
+    assert_right(pagein, expected, pagein.target)
     pagein.umount(second)
-    assert_right(expected, pagein.target)
+    assert_right(pagein, expected, pagein.target)
 
     found = pagein.status()
     for half in ("pid", "daemon_pid"):
         os.kill(found[half], signal.SIGKILL)
         wait_for(functools.partial(replaced, pagein, half, found[half]))
-        assert_right(expected, pagein.target)
+        assert_right(pagein, expected, pagein.target)
 
     rival = Pagein(pagein.dir("rival"), cache=pagein.cache)
     refused = rival.run("device")
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert "in use" in refused.stderr
-    assert_right(expected, pagein.target)
+    assert_right(pagein, expected, pagein.target)
 
     pagein.mount(*urls, target=second)
     pagein.umount()
@@ -211,9 +212,9 @@ def test_a_cache_on_tmpfs(small: Image, pagein: Pagein) -> None:
             assert sums(pagein.target) == sums(small.tree)
             pagein.umount()
         # Complete, but EROFS cannot be mounted from a file on tmpfs.
-        pagein.mount(*urls, options=("--timeout", "2"))
+        pagein.mount(*urls, options=("--timeout", "5"))
         assert pagein.status()["mounts"][0]["direct"] is False
-        assert_right(sums(small.tree), pagein.target)
+        assert_right(pagein, sums(small.tree), pagein.target)
         pagein.umount()
         assert loop_devices_of(pagein) == []
         pagein.assert_cached_right(small.meta, small.blob)

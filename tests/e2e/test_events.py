@@ -3,9 +3,10 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.e2e.harness import Image, Pagein, pagein_in, serve
+from tests.e2e.harness import Image, Pagein, pagein_in, serve, wait_for
 
 from pagein.testing.webserver import WebServer, serve_in_thread
 
@@ -24,6 +25,11 @@ def server() -> Iterator[WebServer]:
         yield server
 
 
+def shown(pagein: Pagein) -> list[dict[str, Any]]:
+    """The events, as JSON."""
+    return [json.loads(line) for line in pagein.ok("events", "show", "--json").splitlines()]
+
+
 def test_events(pagein: Pagein, server: WebServer, small: Image) -> None:
     nobody = pagein.run("events", "on")
     assert nobody.returncode == 1 and "not running" in nobody.stderr
@@ -32,14 +38,19 @@ def test_events(pagein: Pagein, server: WebServer, small: Image) -> None:
     assert (off.returncode, off.stdout) == (0, "") and "pagein events on" in off.stderr
     pagein.ok("events", "on")
     (pagein.target / "large/0").read_bytes()
-    lines = pagein.ok("events", "show").splitlines()
-    records = [json.loads(line) for line in pagein.ok("events", "show", "--json").splitlines()]
-    assert len(lines) == len(records) > 0
-    reads = {r["mid"] for r in records if r["event"] == "cachefiles_ondemand_read"}
-    answers = {r["mid"] for r in records if r["event"] == "cachefiles_ondemand_cread"}
-    assert reads and reads <= answers
-    assert any(" cachefiles_ondemand_fd_write: o=" in line for line in lines)
+
+    def answered() -> bool:
+        """What the kernel reads ahead may come after what was asked for."""
+        records = shown(pagein)
+        reads = {r["mid"] for r in records if r["event"] == "cachefiles_ondemand_read"}
+        answers = {r["mid"] for r in records if r["event"] == "cachefiles_ondemand_cread"}
+        return bool(reads) and reads <= answers
+
+    wait_for(answered)
     pagein.ok("events", "off")
+    lines = pagein.ok("events", "show").splitlines()
+    assert len(lines) == len(shown(pagein)) > 0
+    assert any(" cachefiles_ondemand_fd_write: o=" in line for line in lines)
     (pagein.target / "large/1").read_bytes()
     assert pagein.ok("events", "show").splitlines() == lines
 

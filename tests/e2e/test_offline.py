@@ -1,11 +1,11 @@
 """Without the server: what is here is read, what is not is EIO, and works when it is back."""
 
 import errno
-import time
 
 import pytest
-from tests.e2e.harness import REMEMBERED, Image, Pagein, forget, listing, read_errno, serve, sums
+from tests.e2e.harness import Image, Pagein, forget, listing, once_it_works, read_errno, serve, sums
 from tests.e2e.readers import Reader
+from tests.ports import quiet_port
 
 from pagein.testing.webserver import WebServer, serve_in_thread
 
@@ -25,7 +25,7 @@ def test_a_complete_image_is_mounted_directly_without_the_server(
     assert sums(pagein.target) == expected  # from the cache, through the mount it had
     pagein.umount()
     for _ in range(2):
-        pagein.mount(*urls, options=("--timeout", "2"))
+        pagein.mount(*urls, options=("--timeout", "4"))
         (mount,) = pagein.status()["mounts"]
         assert mount["direct"] is True
         forget(*(pagein.target / name for name in small.files))
@@ -37,14 +37,14 @@ def test_a_complete_image_is_mounted_directly_without_the_server(
 
 def test_an_incomplete_image_without_the_server(small: Image, pagein: Pagein) -> None:
     there, missing = pagein.target / "dir-1/5", pagein.target / "large/1"
-    with serve_in_thread(WebServer({})) as server:
-        port = server.port
+    port = quiet_port()
+    with serve_in_thread(WebServer({}, port=port)) as server:
         urls = serve(server, meta=small.meta, blob=small.blob)
         pagein.mount(*urls)
         names = listing(pagein.target)
         content = there.read_bytes()
         pagein.umount()
-    pagein.mount(*urls, options=("--timeout", "1"))
+    pagein.mount(*urls, options=("--timeout", "4"))
     assert listing(pagein.target) == names
     forget(there)
     assert there.read_bytes() == content == (small.tree / "dir-1/5").read_bytes()
@@ -52,16 +52,15 @@ def test_an_incomplete_image_without_the_server(small: Image, pagein: Pagein) ->
     assert urls[1] in pagein.log()
     with serve_in_thread(WebServer({}, port=port)) as server:
         serve(server, meta=small.meta, blob=small.blob)
-        time.sleep(REMEMBERED)
-        assert missing.read_bytes() == (small.tree / "large/1").read_bytes()
-        assert sums(pagein.target) == sums(small.tree)
+        assert once_it_works(missing.read_bytes) == (small.tree / "large/1").read_bytes()
+        assert once_it_works(lambda: sums(pagein.target)) == sums(small.tree)
     pagein.umount()
     pagein.assert_cached_right(small.meta, small.blob)
 
 
 def test_a_server_that_comes_back_before_the_deadline(small: Image, pagein: Pagein) -> None:
-    with serve_in_thread(WebServer({})) as server:
-        port = server.port
+    port = quiet_port()
+    with serve_in_thread(WebServer({}, port=port)) as server:
         urls = serve(server, meta=small.meta, blob=small.blob)
         pagein.mount(*urls)
     with Reader(pagein.target / "large/2.txt") as reader:

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 def main() -> None:
@@ -29,9 +29,12 @@ def main() -> None:
                 if time.monotonic() > give_up or process.poll() is not None:
                     sys.exit("the daemon has not bound its cache")
                 time.sleep(0.01)
-            time.sleep(0.05)
             mount = ["mount", "-t", "erofs", "-o", options, "none", str(target)]
-            subprocess.run(mount, check=True, timeout=PATIENCE)
+            # It is bound in a moment; before, there is no cache to mount from.
+            while subprocess.run(mount, timeout=PATIENCE).returncode:
+                if time.monotonic() > give_up or process.poll() is not None:
+                    sys.exit("the image cannot be mounted")
+                time.sleep(0.05)
             try:
                 print(json.dumps(checksums(target)))
             finally:

@@ -32,7 +32,7 @@ def main() -> None:
     first.wait()
     reader = subprocess.Popen(["cat", target / "3000000"], stdout=subprocess.PIPE)
     second = daemon()
-    data, _ = reader.communicate(timeout=30)
+    data, _ = reader.communicate(timeout=100)
     print("whole" if len(data) == 3_000_000 and data.endswith(b"02999992") else len(data))
     subprocess.run(["umount", target], check=True)
     second.terminate()

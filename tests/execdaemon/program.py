@@ -54,7 +54,7 @@ class Mount:
         self.process = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
 
     def failed(self) -> bool:
-        return self.process.wait(30) != 0
+        return self.process.wait(100) != 0
 
 
 def read_libc(fd: int, address: int | None, length: int) -> Any:
@@ -83,7 +83,7 @@ def wait_for_request(device: int) -> None:
 
     poll = select.poll()
     poll.register(device, select.POLLIN)
-    assert poll.poll(30_000)
+    assert poll.poll(100_000)
 
 
 def as_nobody_open() -> int:
@@ -159,7 +159,7 @@ def serving(found: dict[str, Any], device: int, raw: bytes, files: str) -> None:
     if not os.fork():
         os.setuid(NOBODY)
         threading.Thread(target=serve, args=(device, anon, file), daemon=True).start()
-        threading.Event().wait(60)
+        threading.Event().wait(100)
         os._exit(0)
     os.close(anon)
 

@@ -122,7 +122,7 @@ class ExecDaemon:
 
     def left(self) -> list[str]:
         """What of it is still there; waits a while for nothing."""
-        give_up = time.monotonic() + 10
+        give_up = time.monotonic() + 60
         while (found := [*map(str, self.pids()), *self.mounted()]) and time.monotonic() < give_up:
             time.sleep(0.02)
         return found

@@ -116,9 +116,8 @@ def test_a_daemon_in_the_background_keeps_it_running(
     place: ExecDaemon, c_daemon: Path, files: Path
 ) -> None:
     process = place.start("sh", "-c", '"$@" &', "sh", c_daemon, place.cache, files)
-    (daemon,) = wait_for(lambda: place.pids(f"{place.cache} {files}")[-1:])
     wait_for((place.cache / "graveyard").exists)
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=DEADLINE)
-    assert (process.returncode, place.pids(str(daemon))) == (0, [])
+    assert (process.returncode, place.left()) == (0, [])

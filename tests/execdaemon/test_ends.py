@@ -20,11 +20,10 @@ def victim_of(place: ExecDaemon, who: str, daemon: Path) -> int:
     (supervisor,) = children(front)
     if who == "supervisor":
         return supervisor
-    for pid in children(supervisor):
-        line = Path(f"/proc/{pid}/cmdline").read_bytes()
-        if (line.startswith(os.fsencode(daemon))) == (who == "daemon"):
-            return pid
-    raise AssertionError(f"there is no {who}")
+    lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children(supervisor)}
+    wanted = os.fsencode(daemon) if who == "daemon" else b"pagein.keeper"
+    (pid,) = [pid for pid, line in lines.items() if wanted in line.split(b"\0")]
+    return pid
 
 
 def children(pid: int) -> list[int]:

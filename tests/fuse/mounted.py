@@ -16,7 +16,7 @@ from pagein.mounts import syscalls
 
 TINYFS = Path(__file__).with_name("tinyfs.py")
 SOURCE = Path(syscalls.__file__).parents[2]
-DEADLINE = 30.0
+DEADLINE = 60.0
 """Seconds within which anything that a test waits for must have happened."""
 
 

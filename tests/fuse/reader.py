@@ -44,7 +44,7 @@ def do_wait(fd: int) -> dict[str, Any]:
         epoll.register(fd, select.EPOLLIN)
         before = epoll.poll(0)
         tell("waiting", ready=len(before))
-        return {"mask": [mask for _, mask in epoll.poll(30)]}
+        return {"mask": [mask for _, mask in epoll.poll(100)]}
 
 
 def do(fds: list[int], verb: str, *words: str) -> dict[str, Any]:

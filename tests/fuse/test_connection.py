@@ -19,7 +19,7 @@ from pagein.fuse import abi
 from pagein.fuse.connection import BATCH, Connection, Handler
 from pagein.fuse.handshake import MAX_BACKGROUND, MAX_WRITE, handshake
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 
 def message(opcode: int, unique: int, body: bytes = b"") -> bytes:

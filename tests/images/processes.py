@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.ports import quiet_port
 
 USER, PASSWORD = "ann", "secret"
 # bcrypt, the only kind that docker-registry takes: crypt(PASSWORD, "$2y$05$abcdefghijklmnopqrstuu")
@@ -28,11 +29,6 @@ def need(program: str) -> str:
     return path
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
-
-
 @contextlib.contextmanager
 def docker_registry(
     directory: Path,
@@ -42,7 +38,7 @@ def docker_registry(
 ) -> Iterator[str]:
     """HOST:PORT of a docker-registry with its content below `directory`; killed at the end."""
     program = need("docker-registry")
-    port = port or free_port()
+    port = port or quiet_port()
     config: dict[str, Any] = {
         "version": "0.1",
         "log": {"level": "error", "accesslog": {"disabled": True}},
@@ -64,11 +60,11 @@ def docker_registry(
         yield f"127.0.0.1:{port}"
     finally:
         process.kill()
-        process.wait(timeout=30)
+        process.wait(timeout=100)
 
 
 def _wait_until_ready(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while True:
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()
@@ -159,6 +155,6 @@ def skopeo_copy(source: str, target: str, *options: str) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=250,
     )
     assert done.returncode == 0, done.stderr

@@ -209,7 +209,7 @@ def test_tls(tmp_path: Path) -> None:
         command = [sys.executable, "-W", "error", "-c", program, name]
         environment = os.environ | {"SSL_CERT_FILE": str(keys.certificate)}
         done = subprocess.run(
-            command, env=environment, cwd=TOP, capture_output=True, text=True, timeout=100
+            command, env=environment, cwd=TOP, capture_output=True, text=True, timeout=250
         )
         assert done.returncode == 0, done.stderr
 

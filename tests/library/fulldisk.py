@@ -1,13 +1,17 @@
 """File systems of a few MiB, and how to fill them."""
 
 import contextlib
+import gc
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from pagein.library import runtime
 
 KINDS = ("tmpfs", "ext4 -b4096", "ext4 -b1024", "btrfs")
 """Each fails in its own way: on tmpfs a load from a mapped hole is SIGBUS too, on btrfs every store
@@ -56,3 +60,12 @@ def full(directory: Path, left: int = 0) -> Iterator[None]:
     finally:
         ballast.unlink()
         subprocess.run(["sync", "-f", directory], check=True)  # else btrfs has nothing free yet
+
+
+def wait_until_unused() -> None:
+    """Until the last runtime of this process has ended, and closed what it had open."""
+    gc.collect()  # of files that nobody closed
+    give_up = time.monotonic() + 60
+    while runtime._process.living:
+        assert time.monotonic() < give_up, [each.users for each in runtime._process.living]
+        time.sleep(0.02)

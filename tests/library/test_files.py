@@ -8,11 +8,11 @@ import itertools
 import os
 import random
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.e2e.harness import once_it_works
 
 import pagein
 from pagein.testing.answers import Fault
@@ -72,7 +72,7 @@ def test_the_second_time_the_server_is_not_needed(cache: str) -> None:
         url = web.url("/blob")
         with pagein.open(url, cache=cache) as file:
             assert file.readall() == CONTENT
-    with pagein.open(url, cache=cache, timeout=3) as file:
+    with pagein.open(url, cache=cache, timeout=20) as file:
         assert file.readall() == CONTENT
 
 
@@ -91,7 +91,7 @@ def test_threads_share_a_file(web: WebServer, cache: str) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(200)
     assert not wrong
     assert not overlaps(fetched(web))
 
@@ -125,7 +125,7 @@ def test_a_path_is_a_source_too(tmp_path: Path, cache: str) -> None:
 @pytest.mark.parametrize("path", ["/none", "/empty"])
 def test_a_source_that_cannot_be_read_is_named(web: WebServer, cache: str, path: str) -> None:
     with pytest.raises(pagein.OriginError, match=path):
-        pagein.open(web.url(path), cache=cache, timeout=3)
+        pagein.open(web.url(path), cache=cache, timeout=20)
 
 
 def test_a_cache_that_a_kernel_half_has_bound_is_refused(web: WebServer, cache: str) -> None:
@@ -134,12 +134,12 @@ def test_a_cache_that_a_kernel_half_has_bound_is_refused(web: WebServer, cache: 
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         with pytest.raises(OSError, match="in use") as refused:
-            pagein.open(web.url("/blob"), cache=cache, timeout=3)
+            pagein.open(web.url("/blob"), cache=cache, timeout=20)
         assert refused.value.errno == errno.EBUSY
     finally:
         os.close(fd)
     # And it is not remembered as broken.
-    with pagein.open(web.url("/blob"), cache=cache, timeout=3) as file:
+    with pagein.open(web.url("/blob"), cache=cache, timeout=20) as file:
         assert file.pread(3, 0) == CONTENT[:3]
 
 
@@ -151,11 +151,10 @@ def test_a_read_that_cannot_be_fetched_fails_and_the_next_one_tries_again(cache:
 
     with (
         serve_in_thread(WebServer({"/blob": CONTENT}, faults=faults)) as web,
-        pagein.open(web.url("/blob"), cache=cache, timeout=3) as file,
+        pagein.open(web.url("/blob"), cache=cache, timeout=20) as file,
     ):
         with pytest.raises(OSError) as refused:
             file.read(10)
         assert refused.value.errno == errno.EIO
         sick = False
-        time.sleep(0.7)  # a range that failed a moment ago is not asked for again
-        assert file.read(10) == CONTENT[:10]
+        assert once_it_works(lambda: file.read(10)) == CONTENT[:10]

@@ -20,7 +20,7 @@ def web() -> Iterator[WebServer]:
 
 def run(program: str, *arguments: object) -> None:
     command = [sys.executable, "-W", "error", "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stdout, done.stderr) == (0, "same\n", "")
 
 
@@ -39,7 +39,7 @@ for lock in held:
     lock.acquire()
 child = os.fork()
 if child == 0:
-    signal.alarm(20)
+    signal.alarm(100)
     same = file.pread(1000, 0) == wanted and len(file.pread(100_000, 1 << 20)) == 100_000
     print("same", flush=True)
     os._exit(0)
@@ -61,7 +61,7 @@ file = pagein.open(sys.argv[1], cache=sys.argv[2])
 wanted = file.pread(1 << 20, 0)
 child = os.fork()
 if child == 0:
-    signal.alarm(20)
+    signal.alarm(100)
     start, right = threading.Barrier(8), []
     def read():
         start.wait()
@@ -92,7 +92,7 @@ for _ in range(3):
     child = os.fork()
     if child:
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-    signal.alarm(20)
+    signal.alarm(100)
     assert file.pread(1000, 0) == wanted
 print("same", flush=True)
 """

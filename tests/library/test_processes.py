@@ -66,7 +66,7 @@ def test_eight_processes_fetch_each_range_once(
     assert [line(p) for p in processes] == ["ready"] * 8
     for process in processes:
         go(process)
-    outputs = [p.communicate(timeout=60) for p in processes]
+    outputs = [p.communicate(timeout=200) for p in processes]
     assert outputs == [(DIGEST + "\n", "")] * 8
     ranges = fetched(web)
     assert not overlaps(ranges)
@@ -84,7 +84,7 @@ def test_one_of_them_is_killed(web: WebServer, tmp_path: Path, start: Start) -> 
     time.sleep(0.1)
     victim.send_signal(signal.SIGKILL)
     victim.communicate()
-    outputs = [p.communicate(timeout=60) for p in processes]
+    outputs = [p.communicate(timeout=200) for p in processes]
     assert outputs == [(DIGEST + "\n", "")] * 7
     # Whatever it was fetching is fetched again, and nothing else.
     twice = sum(left[1] - right[0] for left, right in overlaps(fetched(web)))
@@ -96,7 +96,7 @@ def start_and_check(web: WebServer, tmp_path: Path, start: Start) -> str:
     process = start(web.url("/blob"), tmp_path / "cache", 5)
     assert line(process) == "ready"
     go(process)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=200)
     assert not errors
     return output.strip()
 
@@ -149,7 +149,7 @@ if child:
     assert os.waitpid(child, 0)[1] == 0
 """
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=200
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "5\n5\n", "")
 
@@ -165,9 +165,9 @@ threading.Thread(target=lambda: file.pread(8 << 20, 0), daemon=True).start()
 time.sleep(0.1)
 if os.fork() == 0:
     print("forked", flush=True)
-    time.sleep(30)
+    time.sleep(250)
     os._exit(0)
-time.sleep(30)
+time.sleep(250)
 """
     parent = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=True

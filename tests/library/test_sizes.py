@@ -42,9 +42,9 @@ def test_beyond_4_gib(tmp_path: Path) -> None:
 
 def test_a_read_of_much_has_the_deadline_of_its_parts(tmp_path: Path) -> None:
     """It may last longer than the deadline as long as bytes come."""
-    content = random.Random(6).randbytes(6 << 20)
+    content = random.Random(6).randbytes(8 << 20)
     with (
-        serve_in_thread(WebServer({"/blob": content}, rate=3_000_000)) as web,
-        pagein.open(web.url("/blob"), cache=str(tmp_path / "cache"), timeout=1) as file,
+        serve_in_thread(WebServer({"/blob": content}, rate=2_000_000)) as web,
+        pagein.open(web.url("/blob"), cache=str(tmp_path / "cache"), timeout=3) as file,
     ):
         assert file.readall() == content

@@ -16,7 +16,7 @@ PIECE = 64 << 10
 
 def main() -> None:
     url, cache, seed, *most = sys.argv[1:]
-    with pagein.open(url, cache=cache, timeout=20) as file:
+    with pagein.open(url, cache=cache, timeout=60) as file:
         print("ready", flush=True)
         sys.stdin.readline()
         order = list(range(0, file.size, PIECE))
@@ -26,7 +26,7 @@ def main() -> None:
             pieces[at] = file.pread(PIECE, at)
             if most and count == int(most[0]):
                 print("enough", flush=True)
-                time.sleep(60)
+                time.sleep(250)
         whole = b"".join(pieces[at] for at in sorted(pieces))
         print(hashlib.sha256(whole).hexdigest(), flush=True)
 

@@ -8,7 +8,6 @@ A failure is cut down to the few steps that it needs; its report ends with the c
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import shutil
@@ -21,6 +20,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from tests.fds import open_fds
 from tests.machine.play import Play
 
 BYTE = st.integers(0, 255)
@@ -73,22 +73,14 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def fds() -> set[str]:
-    """Our fds, but the one that lists them."""
-    with os.scandir("/proc/self/fd") as entries:
-        found = {entry.name for entry in entries}
-    return {fd for fd in found if os.path.lexists(f"/proc/self/fd/{fd}")}
-
-
 def play(examples: int) -> int:
     """How many steps were taken."""
     Machine.taken = 0
-    gc.collect()  # what other tests left: else its fds go meanwhile, and hide new ones
-    before = fds()
+    before = open_fds()
     run_state_machine_as_test(
         Machine, settings=settings(max_examples=examples, stateful_step_count=STEPS)
     )
-    assert fds() <= before
+    assert open_fds() <= before
     return Machine.taken
 
 

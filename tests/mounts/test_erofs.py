@@ -16,13 +16,14 @@ from typing import Literal
 
 import pytest
 from tests.fuse.mounted import MountedFs, mounted_fs
+from tests.pagecache import in_memory
 
 from pagein.mounts import syscalls
 from pagein.mounts.erofs import Mounted, MountError, mount_image, umount_image
 
 pytestmark = pytest.mark.root
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 FILES = {"small": 10, "page": 4096, "large": (1 << 20) + 4097, "deep/down/file": 70_000}
 
 
@@ -152,13 +153,14 @@ def test_the_blob_over_fuse(images: Images, served: MountedFs, target: Path, loo
     blob = served.directory / "blob"
     mount(images.meta, [blob], target, loop)
     try:
-        images.assert_equal(target)
-        served.servers[0].order("go")
-        reads = served.servers[0].count("read")
-        assert reads > 0
-        images.assert_equal(target)  # from page cache
-        served.servers[0].order("go")
-        assert served.servers[0].count("read") == reads
+        with in_memory(target / name for name in FILES):
+            images.assert_equal(target)
+            served.servers[0].order("go")
+            reads = served.servers[0].count("read")
+            assert reads > 0
+            images.assert_equal(target)  # from page cache
+            served.servers[0].order("go")
+            assert served.servers[0].count("read") == reads
     finally:
         umount(target)
     assert_no_loop_device([images.meta, blob])

@@ -10,7 +10,7 @@ import pytest
 
 from pagein.mounts import syscalls
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 
 def until(condition: Callable[[], bool]) -> None:

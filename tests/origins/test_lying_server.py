@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.ports import quiet_port
 
 from pagein.origins import OriginError, open_origin, resolve
 from pagein.origins.http import HttpOrigin, new_session
@@ -120,11 +121,11 @@ def test_changed_content_is_told_by_each_validator() -> None:
 
 def test_a_server_that_is_gone_can_be_tried_again() -> None:
     async def main() -> None:
-        server = WebServer({"/x": DATA})
+        port = quiet_port()
+        server = WebServer({"/x": DATA}, port=port)
         async with new_session() as session:
             async with server:
                 identity = await resolve(server.url("/x"), timeout=PATIENT, session=session)
-                port = server.port
             origin = open_origin(identity, timeout=PATIENT, session=session)
             error = await failure(origin.read(0, 10))
             assert (error.errno, error.retry) == (errno.ECONNREFUSED, True)

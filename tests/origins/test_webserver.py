@@ -22,7 +22,7 @@ DATA = bytes(range(256)) * 40
 
 @contextmanager
 def client(server: WebServer) -> Iterator[http.client.HTTPConnection]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=100)
     try:
         yield connection
     finally:
@@ -256,18 +256,18 @@ def test_the_program_says_its_url_and_ends_by_signal(tmp_path: Path, number: int
         try:
             assert process.stdout is not None
             host = process.stdout.readline().strip().removeprefix("http://").rstrip("/")
-            connection = http.client.HTTPConnection(host, timeout=30)
+            connection = http.client.HTTPConnection(host, timeout=100)
             connection.request("GET", "/x")
             assert connection.getresponse().read() == DATA
             connection.close()
         finally:
             process.send_signal(number)
-        assert process.wait(30) == 0
+        assert process.wait(100) == 0
 
 
 @pytest.mark.parametrize("options", [["/none"], ["/", "--rate", "0"], ["/", "--port", "x"]])
 def test_the_program_refuses_bad_options(options: list[str]) -> None:
     command = [sys.executable, "-m", "pagein.testing.webserver", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

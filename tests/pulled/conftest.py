@@ -57,7 +57,7 @@ def _mounted(pushed: Pushed) -> Iterator[Mounted]:
             pagein_in(top) as pagein,
         ):
             log_in(top / "docker", front.host, environment)
-            mount(pagein, indexed(front), timeout=1)
+            mount(pagein, indexed(front), timeout=4)
             yield Mounted(front, pagein)
             pagein.umount()
             assert pushed.check(pagein) > PAGE

@@ -200,7 +200,7 @@ READER = "echo ready; read x; cat /data/3 >/dev/null; echo status $?; exit 9"
 def test_a_container_whose_registry_dies_while_it_runs(
     front: Front, pagein: Pagein, pushed: Pushed
 ) -> None:
-    words = ["--timeout", "1", indexed(front), "--", "/bin/busybox", "sh", "-c", READER]
+    words = ["--timeout", "5", indexed(front), "--", "/bin/busybox", "sh", "-c", READER]
     with subprocess.Popen(
         pagein.argv("run", *words),
         stdin=subprocess.PIPE,

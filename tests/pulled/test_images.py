@@ -185,7 +185,7 @@ def test_a_registry_that_dies_under_a_mount_is_an_error_until_it_is_back(
     rig: Rig, pagein: Pagein
 ) -> None:
     index(rig.name)
-    good(pagein.run("mount", "--timeout", "2", rig.name, pagein.target))
+    good(pagein.run("mount", "--timeout", "5", rig.name, pagein.target))
     rig.stop()
     with pytest.raises(OSError, match="Input/output error"):
         (pagein.target / "srv/big").read_bytes()
@@ -198,7 +198,7 @@ def test_a_registry_that_dies_under_a_mount_is_an_error_until_it_is_back(
 
 def test_a_container_whose_registry_dies(rig: Rig, pagein: Pagein) -> None:
     index(rig.name)
-    good(pagein.run("mount", "--timeout", "2", rig.name, pagein.target))
+    good(pagein.run("mount", "--timeout", "5", rig.name, pagein.target))
     rig.stop()
     done = pagein.run("run", rig.name)
     assert done.returncode not in (0, 3), done

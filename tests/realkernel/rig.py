@@ -18,6 +18,12 @@ INJECTION = Path("/proc/sys/cachefiles/error_injection")
 KEEPER, DEPUTY, USER_HALF = "pagein.keeper", "pagein.kernelhalf.linux", "pagein.daemon"
 
 
+def drop_caches() -> None:
+    """Let the guest's kernel drop every clean page, directory entry and inode."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
 def device_is_free() -> bool:
     """Whether nobody holds the device, or anything that came from it."""
     try:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.devices import OwnDaemon, daemon_on, device_of
-from tests.e2e.harness import Image, Pagein, drop_caches, pagein_in, serve, sums, wait_for
-from tests.realkernel.rig import DEVICE, Daemon, daemon_in, device_is_free
+from tests.e2e.harness import Image, Pagein, pagein_in, serve, sums, wait_for
+from tests.realkernel.rig import DEVICE, Daemon, daemon_in, device_is_free, drop_caches
 
 from pagein.cachefiles.namei import object_name
 from pagein.mounts import syscalls

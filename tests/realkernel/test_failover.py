@@ -12,14 +12,22 @@ import pytest
 from tests.e2e.harness import (
     DEADLINE,
     Image,
-    drop_caches,
     listing,
     serve,
     sums,
     wait_for,
 )
 from tests.realkernel import dying
-from tests.realkernel.rig import DEPUTY, KEEPER, USER_HALF, Served, checksums, fds_of, reader
+from tests.realkernel.rig import (
+    DEPUTY,
+    KEEPER,
+    USER_HALF,
+    Served,
+    checksums,
+    drop_caches,
+    fds_of,
+    reader,
+)
 
 from pagein.testing.webserver import WebServer
 
@@ -105,7 +113,7 @@ def test_killed_in_each_state(
     read, write = os.pipe()
     place.state.mkdir()
     argv: list[str | Path] = [sys.executable, dying.__file__, points, "--ready-fd", str(write)]
-    argv += ["--front-end", "kernel", "--device", "/dev/cachefiles", "--linger", "20"]
+    argv += ["--front-end", "kernel", "--device", "/dev/cachefiles", "--linger", "100"]
     argv += ["--state-dir", place.state, "--cache", place.cache]
     with (place.state / "log").open("wb") as log:
         keeper = subprocess.Popen(argv, pass_fds=[write], stdout=log, stderr=log)

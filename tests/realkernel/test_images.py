@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.e2e.harness import Image, drop_caches, serve, sums
-from tests.realkernel.rig import Daemon, checksums, reader
+from tests.e2e.harness import Image, serve, sums
+from tests.realkernel.rig import Daemon, checksums, drop_caches, reader
 
 from pagein.testing.webserver import WebServer
 

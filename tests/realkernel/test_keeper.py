@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.e2e.harness import DEADLINE, Image, drop_caches, read_errno, sums, wait_for
-from tests.realkernel.rig import DEVICE, USER_HALF, Daemon, Served, device_is_free
+from tests.e2e.harness import DEADLINE, Image, read_errno, sums, wait_for
+from tests.realkernel.rig import DEVICE, USER_HALF, Daemon, Served, device_is_free, drop_caches
 
 pytestmark = pytest.mark.realkernel
 

@@ -12,8 +12,16 @@ from pathlib import Path
 
 import pytest
 from tests.e2e import harness
-from tests.e2e.harness import DEADLINE, Image, drop_caches, listing, serve, sums, wait_for
-from tests.realkernel.rig import DEVICE, INJECTION, USER_HALF, Daemon, device_is_free, fds_of
+from tests.e2e.harness import DEADLINE, Image, listing, serve, sums, wait_for
+from tests.realkernel.rig import (
+    DEVICE,
+    INJECTION,
+    USER_HALF,
+    Daemon,
+    device_is_free,
+    drop_caches,
+    fds_of,
+)
 
 from pagein.testing.answers import Fault
 from pagein.testing.webserver import WebServer

@@ -15,12 +15,14 @@ import select
 import signal
 import struct
 import sys
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from tests.scenarios import image
-from tests.scenarios.files import QUIET
+from tests.scenarios.files import DEADLINE, QUIET
 from tests.scenarios.image import PAGE
 from tests.scenarios.ninep import content
 from tests.scenarios.reading import summary
@@ -32,6 +34,9 @@ from pagein.cachefiles.devfs import DeviceFs
 from pagein.cachefiles.device import CachefilesDevice
 from pagein.fscache import Advice, Cookie, FsCache, Known
 from pagein.netfs import NetfsFile
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def error(number: int) -> OSError:
@@ -221,6 +226,25 @@ class Erofs:
         return "ok"
 
 
+class Threads(ThreadPoolExecutor):
+    """The threads of a loop, which say whether any of them is at work for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.busy = self.begun = 0
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Called on the loop, as what is done there."""
+        loop = asyncio.get_running_loop()
+        self.busy, self.begun = self.busy + 1, self.begun + 1
+        future = super().submit(fn, *args, **kwargs)
+        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._done))
+        return future
+
+    def _done(self) -> None:
+        self.busy -= 1
+
+
 class Half:
     """The process: the device, the netfs, the orders."""
 
@@ -231,6 +255,8 @@ class Half:
         self.devfs = DeviceFs(fuse, self.device)
         self.erofs = Erofs(FsCache(self.device))
         self._work: dict[int, asyncio.Task[None]] = {}
+        self._threads = Threads()
+        asyncio.get_running_loop().set_default_executor(self._threads)
 
     async def run(self) -> None:
         """Take orders until there are no more."""
@@ -245,12 +271,21 @@ class Half:
                 self._signal(order)
                 tell(order["id"], "ok")
             elif order["op"] == "asleep":
-                await asyncio.sleep(QUIET)
+                await self._asleep()
                 tell(order["id"], "ok")
             else:
                 self._start(order)
         transport.close()
         await self.devfs.server.close()
+
+    async def _asleep(self) -> None:
+        """Wait until nobody is about anything but waiting, and go on doing so for a while."""
+        give_up = time.monotonic() + DEADLINE
+        while time.monotonic() < give_up:
+            before = self._threads.begun
+            await asyncio.sleep(QUIET)
+            if not self._threads.busy and self._threads.begun == before:
+                return
 
     async def _settled(self) -> None:
         """Wait until all is served that was asked on the device before an order came.

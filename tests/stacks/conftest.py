@@ -15,7 +15,7 @@ from pagein.cli.settings import Settings
 from pagein.cli.sources import blob_of
 from pagein.cli.stacks import Layer, Writable, mount_stack
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 @dataclass

@@ -252,7 +252,7 @@ def test_a_server_that_dies(stacker: Stacker) -> None:
     """What is not here cannot be read, and the stack can be unmounted all the same."""
     layer = stacker.layer("0", large)
     with serve_in_thread(WebServer({"/0": layer}, rate=4_000_000)) as web:
-        target = stacker.mount(web.url("/0"), timeout=2.0)
+        target = stacker.mount(web.url("/0"), timeout=5.0)
     with (target / "large").open("rb") as file, pytest.raises(OSError) as failed:
         os.pread(file.fileno(), 4096, 7 << 20)
     assert failed.value.errno == errno.EIO

@@ -20,7 +20,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 GET = b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n"
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"
-DEADLINE = 30.0
+DEADLINE = 100.0
 
 
 @contextlib.asynccontextmanager

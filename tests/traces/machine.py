@@ -31,7 +31,7 @@ from pagein.images.traces.files import Files
 from pagein.images.traces.wanted import plan_layer
 from pagein.origins.base import Origin
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 def image_of(layers: list[IndexedLayer]) -> Built:

@@ -49,6 +49,7 @@ __all__ = ["Fault", "FaultKind", "Faults", "TokenBucket", "WebServer", "serve_in
 _MAX_HEAD = 65536
 _IDLE = 60.0  # seconds a connection may be silent between requests
 _STALL = 600.0  # seconds a client may take for one piece of a body
+_START = 60.0  # seconds that its thread may take to begin or to end
 _FREE_PIECE = 16 << 20  # bytes of one sendfile or send when there is no limit
 _PACED_PIECE = 64 << 10  # the same under a limit, or 10 ms of it: half a ms at 1 Gbit/s
 _BURST = 0.02  # seconds of rate that a late timer may make up for
@@ -345,12 +346,12 @@ def serve_in_thread(server: WebServer) -> Iterator[WebServer]:
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), name="webserver", daemon=True)
     thread.start()
-    loop, stop = ready.result(timeout=10)
+    loop, stop = ready.result(timeout=_START)
     try:
         yield server
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(timeout=10)
+        thread.join(timeout=_START)
         if thread.is_alive():
             raise RuntimeError("the web server's thread does not end")
 
