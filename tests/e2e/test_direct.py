@@ -1,5 +1,6 @@
 """Complete blobs mounted as plain files: nothing may touch them. And mounts that cannot be so."""
 
+import contextlib
 import errno
 import functools
 import os
@@ -182,8 +183,10 @@ def test_a_file_that_somebody_copies_is_still_filled(
 
 def loop_devices_of(pagein: Pagein) -> list[str]:
     """The files below this pagein that loop devices stand on."""
-    paths = Path("/sys/block").glob("loop*/loop/backing_file")
-    files = [path.read_text().strip() for path in paths]
+    files = []
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):  # somebody else's, detached just now
+            files.append(path.read_text().strip())
     return [file for file in files if file.startswith(str(pagein.directory))]
 
 
