@@ -36,11 +36,6 @@ def assert_right(pagein: Pagein, expected: dict[str, str], target: Path) -> None
     assert sums(target) == expected
 
 
-def replaced(pagein: Pagein, half: str, pid: int) -> bool:
-    """Whether a half runs in another process now."""
-    return pagein.status()[half] not in (None, pid)
-
-
 def cached(pagein: Pagein) -> list[tuple[str, bytes, int]]:
     """The cache files, with the sizes of their objects and when they were changed."""
     return [
@@ -132,7 +127,7 @@ def test_what_else_happens_around_a_direct_mount(
     found = pagein.status()
     for half in ("pid", "daemon_pid"):
         os.kill(found[half], signal.SIGKILL)
-        wait_for(functools.partial(replaced, pagein, half, found[half]))
+        wait_for(functools.partial(pagein.replaced, half, found[half]))
         assert_right(pagein, expected, pagein.target)
 
     rival = Pagein(pagein.dir("rival"), cache=pagein.cache)
