@@ -70,7 +70,7 @@ def test_a_cold_mount_takes_few_requests_and_a_listing_none(
         counters = link.ask("counters")
         assert 0 < counters["sequence"] <= MOST_IN_SEQUENCE, counters
         link.ask("reset")
-        subprocess.run(["ls", "-lR", pagein.target], check=True, capture_output=True, timeout=60)
+        subprocess.run(["ls", "-lR", pagein.target], check=True, capture_output=True, timeout=200)
         assert link.ask("counters")["requests"] == 0
         assert (pagein.target / "srv/big").read_bytes() == BIG
         assert link.ask("counters")["requests"] > 0
