@@ -173,7 +173,7 @@ def test_loading_a_half_loads_nothing_of_the_other(half: frozenset[str]) -> None
         [sys.executable, "-W", "error", "-c", program, *modules],
         stdout=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=200,
         check=True,
     )
     parts = {part(name) for name in done.stdout.split()}

@@ -90,7 +90,7 @@ def test_only_root_opens_it(public_tmp: Path) -> None:
             user=65534,
             env={"LC_ALL": "C"},
             capture_output=True,
-            timeout=60,
+            timeout=200,
         )
         assert b"Operation not permitted" in done.stderr
         half.open()

@@ -32,7 +32,7 @@ def test_each_range_is_fetched_once(web: WebServer, tmp_path: Path) -> None:
     ]
     argv = [sys.executable, program, *words]
     readers = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    found = {reader.communicate(timeout=60)[0].strip() for reader in readers}
+    found = {reader.communicate(timeout=200)[0].strip() for reader in readers}
     assert found == {hashlib.sha256(CONTENT[2_000_000:3_000_000]).hexdigest()}
     content = [(start, end) for _, start, end in web.requests if end - start > 1]
     assert content == [(2_000_000 // 4096 * 4096, -(-3_000_000 // 4096) * 4096)]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from tests.containers.conftest import Runner
-from tests.containers.test_run import finish, line, processes_with
+from tests.containers.test_run import finish, first_with, line, mark, processes_with
 
 pytestmark = pytest.mark.root
 
@@ -25,9 +25,9 @@ def test_daemons_end_with_the_first_process(runner: Runner) -> None:
     """Also those that have left their session, and hold none of its streams."""
     detached = "/bin/busybox setsid sh -c 'sleep 600 & echo >/tmp/up; exec sleep 600'"
     script = f"{detached} </dev/null >/dev/null 2>&1 & until [ -e /tmp/up ]; do :; done; exit 8"
-    done = runner("sh", "-c", script, options=("--env", "MARK=daemons"))
+    done = runner("sh", "-c", script, options=("--env", mark("daemons")))
     assert done.returncode == 8
-    assert not processes_with("MARK=daemons")
+    assert not processes_with(mark("daemons"))
 
 
 def test_a_child_that_is_killed_is_not_the_end(runner: Runner) -> None:
@@ -55,10 +55,9 @@ def limit_memory(pid: int, size: int) -> None:
 @pytest.mark.long
 def test_killed_for_want_of_memory(runner: Runner) -> None:
     script = "echo ready; read x; exec dd if=/dev/zero of=/dev/null bs=512M count=1"
-    process = runner.start("sh", "-c", script, options=("--env", "MARK=oom"))
+    process = runner.start("sh", "-c", script, options=("--env", mark("oom")))
     assert line(process) == "ready"
-    (pid, *_) = sorted(processes_with("MARK=oom"), key=int)
-    limit_memory(int(pid), 64 << 20)
+    limit_memory(first_with(mark("oom")), 64 << 20)
     assert process.stdin is not None
     process.stdin.write("go\n")
     process.stdin.flush()

@@ -31,16 +31,27 @@ def line(process: "subprocess.Popen[str]") -> str:
     return process.stdout.readline().strip()
 
 
-def processes_with(mark: str) -> list[str]:
-    """Processes of this machine, containers included, that have a variable."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if mark.encode() in path.read_bytes().split(b"\0"):
-                found.append(path.parent.name)
-        except OSError:  # gone
-            continue
+def mark(name: str) -> str:
+    """A variable that the processes of this run's containers are known by."""
+    return f"MARK={name}-{os.environ['PAGEIN_TEST_RUN']}"
+
+
+def processes_with(variable: str) -> dict[int, int]:
+    """Processes of this machine, containers included, that have a variable: pid -> its parent."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # gone
+            if variable.encode() in (path / "environ").read_bytes().split(b"\0"):
+                stat = (path / "stat").read_text().rpartition(")")[2].split()
+                found[int(path.name)] = int(stat[1])
     return found
+
+
+def first_with(variable: str) -> int:
+    """The first process of a container; pids say nothing of who was before whom."""
+    found = processes_with(variable)
+    (first,) = [pid for pid, parent in found.items() if parent not in found]
+    return first
 
 
 def children_with(word: str, parent: int) -> list[int]:
@@ -88,19 +99,18 @@ def test_a_command_that_cannot_be(runner: Runner, words: list[str], status: int,
 
 
 def test_killed(runner: Runner) -> None:
-    process = runner.start("sh", "-c", IGNORING, options=("--env", "MARK=killed"))
+    process = runner.start("sh", "-c", IGNORING, options=("--env", mark("killed")))
     assert line(process) == "ready"
-    (pid, *_) = sorted(processes_with("MARK=killed"), key=int)
-    os.kill(int(pid), signal.SIGKILL)
+    os.kill(first_with(mark("killed")), signal.SIGKILL)
     assert finish(process)[0] == 137
     assert not runner.leftovers()
 
 
 def test_orphans_end_with_the_first_process(runner: Runner) -> None:
     script = "(sleep 600 &) ; (sleep 600 & sleep 600 &) ; exit 4"
-    done = runner("sh", "-c", script, options=("--env", "MARK=orphans"))
+    done = runner("sh", "-c", script, options=("--env", mark("orphans")))
     assert done.returncode == 4
-    assert not processes_with("MARK=orphans")
+    assert not processes_with(mark("orphans"))
 
 
 @pytest.mark.parametrize(
@@ -258,18 +268,18 @@ def test_three_signals_are_an_end(runner: Runner) -> None:
 
 
 def test_a_killed_command_leaves_nothing(runner: Runner) -> None:
-    process = runner.start("sh", "-c", IGNORING, options=("--env", "MARK=guarded"))
+    process = runner.start("sh", "-c", IGNORING, options=("--env", mark("guarded")))
     assert line(process) == "ready"
     process.kill()
     process.communicate(timeout=DEADLINE)  # nothing holds its streams
     wait_for(lambda: not runner.leftovers())
-    wait_for(lambda: not processes_with("MARK=guarded"))
+    wait_for(lambda: not processes_with(mark("guarded")))
     wait_for(lambda: not runner.pagein.leftovers())
 
 
 def test_the_next_command_cleans_up(runner: Runner) -> None:
     """Also when the guard was killed with it."""
-    process = runner.start("sh", "-c", IGNORING, options=("--env", "MARK=swept"))
+    process = runner.start("sh", "-c", IGNORING, options=("--env", mark("swept")))
     assert line(process) == "ready"
     (guard,) = children_with("pagein.cli.main", process.pid)
     os.kill(guard, signal.SIGKILL)
@@ -278,11 +288,11 @@ def test_the_next_command_cleans_up(runner: Runner) -> None:
     for stream in (process.stdin, process.stdout, process.stderr):
         assert stream is not None
         stream.close()  # the container, which lives, has the other ends
-    assert processes_with("MARK=swept")
+    assert processes_with(mark("swept"))
     assert runner.leftovers()
     runner.pagein.run("status")
     assert not runner.leftovers()
-    assert not processes_with("MARK=swept")
+    assert not processes_with(mark("swept"))
     wait_for(lambda: not runner.pagein.leftovers())
 
 

@@ -9,5 +9,5 @@ PAGE = Path(__file__).parents[2] / "docs" / "states.md"
 
 def test_the_diagrams_are_generated_from_the_tables() -> None:
     command = [sys.executable, "-m", "pagein.protocol.diagrams"]
-    made = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    made = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200).stdout
     assert PAGE.read_text().endswith(made.rstrip() + "\n")

@@ -127,6 +127,11 @@ class Pagein:
         found: dict[str, Any] = json.loads(self.ok("status", "--json"))
         return found
 
+    def replaced(self, half: str, pid: int) -> bool:
+        """Whether a half ("pid", "daemon_pid") runs in another process now, and answers."""
+        done = self.run("status", "--json")  # which fails if it takes that half long to start
+        return done.returncode == 0 and json.loads(done.stdout).get(half) not in (None, pid)
+
     def log(self) -> str:
         """The log of the three processes."""
         with contextlib.suppress(FileNotFoundError):

@@ -38,11 +38,11 @@ def refused_and_gone(pagein: Pagein, *arguments: object, naming: object, saying:
 def mounted(*arguments: object, at: Path) -> Iterator[None]:
     """A mount that has nothing to do with pagein."""
     words = [str(word) for word in (*arguments, at)]
-    subprocess.run(["mount", *words], check=True, timeout=60, capture_output=True)
+    subprocess.run(["mount", *words], check=True, timeout=200, capture_output=True)
     try:
         yield
     finally:
-        subprocess.run(["umount", at], check=True, timeout=60)
+        subprocess.run(["umount", at], check=True, timeout=200)
 
 
 # ---- sources ------------------------------------------------------------------------------------
@@ -229,10 +229,10 @@ def test_a_cache_on_xfs_with_an_extent_size_hint(
     disk = pagein.directory / "disk"
     with disk.open("wb") as file:
         file.truncate(320 << 20)
-    subprocess.run(["mkfs.xfs", "-q", disk], check=True, timeout=60)
+    subprocess.run(["mkfs.xfs", "-q", disk], check=True, timeout=200)
     with mounted("-o", "loop", disk, at=pagein.cache):
         command = ["xfs_io", "-c", "extsize 1m", str(pagein.cache)]
-        subprocess.run(command, check=True, timeout=60, capture_output=True)
+        subprocess.run(command, check=True, timeout=200, capture_output=True)
         refused_cache(pagein, server, small, "does not tell holes exactly")
 
 

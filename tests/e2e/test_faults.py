@@ -39,11 +39,11 @@ FAULTS = {
 def served(
     small: Image, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Pagein, WebServer]]:
-    """A mount with a deadline of 4 seconds, for all faults: whoever spoils it spoils the rest."""
+    """A mount with a deadline of 3 seconds, for all faults: whoever spoils it spoils the rest."""
     directory = tmp_path_factory.mktemp("faults")
     with serve_in_thread(WebServer({})) as server, pagein_in(directory) as pagein:
         urls = serve(server, meta=small.meta, blob=small.blob)
-        pagein.mount(*urls, options=("--timeout", "4", "--daemon-user", "root"))
+        pagein.mount(*urls, options=("--timeout", "3", "--daemon-user", "root"))
         yield pagein, server
         server.faults = None
         assert once_it_works(lambda: sums(pagein.target)) == sums(small.tree)

@@ -52,7 +52,7 @@ def fuzz(directory: Path, count: int, seed: int, limit: float) -> None:
 
 
 def test_500_damaged_images(tmp_path: Path) -> None:
-    fuzz(tmp_path, 500, seed=1, limit=100)
+    fuzz(tmp_path, 500, seed=1, limit=250)
 
 
 @pytest.mark.long

@@ -31,7 +31,7 @@ def _compile(directory: Path, lines: list[str]) -> list[str]:
     )
     (directory / "probe.c").write_text(source)
     probe = str(directory / "probe")
-    subprocess.run(["cc", "-o", probe, f"{probe}.c"], check=True, timeout=60, capture_output=True)
+    subprocess.run(["cc", "-o", probe, f"{probe}.c"], check=True, timeout=200, capture_output=True)
     done = subprocess.run([probe], check=True, timeout=10, capture_output=True, text=True)
     return done.stdout.split("\n")[:-1]
 

@@ -91,7 +91,7 @@ class Keys:
             *("-subj", "/CN=pagein test", "-addext", "subjectAltName=IP:127.0.0.1"),
             *("-keyout", str(self.key), "-out", str(self.certificate)),
         ]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        subprocess.run(command, check=True, capture_output=True, timeout=200)
 
     def token(self, access: list[dict[str, Any]], *, expires: float = 300.0) -> str:
         """A JWT as docker-registry takes it (docs/spec/auth/jwt.md); `expires`: seconds from now.
@@ -117,7 +117,7 @@ class Keys:
             input=signed,
             check=True,
             capture_output=True,
-            timeout=60,
+            timeout=200,
         ).stdout
         return (signed + b"." + _base64url(signature)).decode()
 

@@ -199,7 +199,7 @@ def test_tls(tmp_path: Path) -> None:
         name = f"docker://{host}/py:v1"
 
         async def refused(plain_http: bool | None) -> str:
-            async with opened(name, plain_http=plain_http, timeout=60) as source:
+            async with opened(name, plain_http=plain_http, timeout=200) as source:
                 return str(await failure(source.resolve(), name))
 
         assert "certificate is not valid" in asyncio.run(refused(False))

@@ -1,7 +1,8 @@
 """A program that reads a file at random and compares each byte with its source.
 
-`reader.py FILE SOURCE SEED` until SIGTERM; then prints one JSON line of counts. A wrong byte ends
-it at once with status 2. Imports nothing of pagein: it is what an application is.
+`reader.py FILE SOURCE SEED` says `ready`, and reads until SIGTERM; then it prints one JSON line of
+counts. A wrong byte ends it at once with status 2. Imports nothing of pagein: it is what an
+application is.
 """
 
 import errno
@@ -21,6 +22,7 @@ def main() -> int:
         stop = True
 
     signal.signal(signal.SIGTERM, on_term)
+    print("ready", flush=True)
     draw = random.Random(int(seed))
     counts = {"right": 0, "eio": 0, "bytes": 0}
     there = os.open(source, os.O_RDONLY)

@@ -96,6 +96,9 @@ def readers(pagein: Pagein, image: Image, seed: int) -> Iterator[list[dict[str, 
         for i in range(3)
     ]
     try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
         yield counts
     finally:
         with killed(*processes):

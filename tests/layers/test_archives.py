@@ -94,7 +94,7 @@ def test_an_archive_reads_as_tar_extracts_it(
 
 def umoci(*arguments: str | Path) -> None:
     command = ["umoci", *map(str, arguments)]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    subprocess.run(command, check=True, capture_output=True, timeout=200)
 
 
 @pytest.mark.skipif(shutil.which("umoci") is None, reason="needs umoci")

@@ -163,7 +163,7 @@ def test_members_between_points() -> None:
 def test_pigz(options: list[str]) -> None:
     content = text(3 << 20)
     command = ["pigz", *options]
-    data = subprocess.run(command, input=content, capture_output=True, check=True, timeout=60)
+    data = subprocess.run(command, input=content, capture_output=True, check=True, timeout=200)
     out, points = unpack(data.stdout)
     assert out == content
     for point in points:

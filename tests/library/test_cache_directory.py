@@ -88,7 +88,7 @@ def test_replaced_while_files_are_open(web: WebServer, tmp_path: Path) -> None:
         shutil.rmtree(cache)
         program = "import pagein, sys; pagein.open(*sys.argv[1:2], cache=sys.argv[2]).pread(1, 0)"
         command = [sys.executable, "-c", program, web.url("/2"), str(cache)]
-        subprocess.run(command, check=True, timeout=60)
+        subprocess.run(command, check=True, timeout=200)
         with pagein.open(web.url("/2"), cache=str(cache)) as other:
             use = other._blob.attach()
             table = use.cookie.file.cache.inflight
@@ -143,7 +143,7 @@ for _ in range(3):
     files = []
     try:
         for n in range(300):
-            files.append(pagein.open(f"{base}/{n}", cache=cache, timeout=60))
+            files.append(pagein.open(f"{base}/{n}", cache=cache, timeout=200))
         print("all", end=" ")
     except OSError as problem:
         print(errno.errorcode[problem.errno], end=" ")
@@ -154,7 +154,7 @@ for _ in range(3):
     give_up = time.monotonic() + 60
     while True:  # what was closed is given back in a moment
         try:
-            file = pagein.open(f"{base}/299", cache=cache, timeout=60)
+            file = pagein.open(f"{base}/299", cache=cache, timeout=200)
             assert len(file.pread(10, 0)) == 10
             file.close()
             break

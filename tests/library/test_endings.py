@@ -197,7 +197,7 @@ def test_an_interrupted_read(tmp_path: Path) -> None:
 
 EXITING = """
 import sys, threading, time, pagein
-file = pagein.open(sys.argv[1], cache=sys.argv[2], timeout=60)
+file = pagein.open(sys.argv[1], cache=sys.argv[2], timeout=200)
 twin = pagein.open(sys.argv[1], cache=sys.argv[2], timeout=59)
 def read():
     while True:

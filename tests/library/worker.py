@@ -16,7 +16,7 @@ PIECE = 64 << 10
 
 def main() -> None:
     url, cache, seed, *most = sys.argv[1:]
-    with pagein.open(url, cache=cache, timeout=60) as file:
+    with pagein.open(url, cache=cache, timeout=200) as file:
         print("ready", flush=True)
         sys.stdin.readline()
         order = list(range(0, file.size, PIECE))

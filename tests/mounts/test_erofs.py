@@ -44,7 +44,7 @@ class Images:
 
     def _make(self, image: Path, *options: str) -> None:
         command = ["mkfs.erofs", *options, str(image), str(self.tree)]
-        subprocess.run(command, check=True, timeout=60, capture_output=True)
+        subprocess.run(command, check=True, timeout=200, capture_output=True)
 
     def assert_equal(self, mounted: Path) -> None:
         for name in FILES:

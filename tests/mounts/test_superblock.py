@@ -72,7 +72,7 @@ def test_an_image_of_mkfs(tmp_path: Path) -> None:
     blob, image = tmp_path / "blob", tmp_path / "image"
     command = ["mkfs.erofs", "--chunksize=1048576", f"--blobdev={blob}"]
     command += [str(image), str(tmp_path / "tree")]
-    subprocess.run(command, check=True, timeout=60, capture_output=True)
+    subprocess.run(command, check=True, timeout=200, capture_output=True)
     data = image.read_bytes()
     found = superblock(data[OFFSET : OFFSET + SIZE])
     assert (found.extra_devices, found.blkszbits) == (1, 12)

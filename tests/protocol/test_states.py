@@ -212,6 +212,6 @@ def test_the_module_prints_its_tables(
 def test_the_module_runs_as_a_command() -> None:
     """Without the warning that `python -m` gives for a module its own package imports."""
     command = [sys.executable, "-W", "error", "-m", "pagein.protocol.diagrams"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert diagrams.object_diagram() in ran.stdout

@@ -59,7 +59,7 @@ def compile_c(compiler: str, source: str, program: Path) -> subprocess.Completed
         input=source,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
     )
 
 
@@ -74,7 +74,7 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> Facts:
         pytest.skip("needs <linux/cachefiles.h> (linux-libc-dev, libc6-dev)")
     compiled = compile_c(compiler, PROGRAM, program)
     assert compiled.returncode == 0, compiled.stderr
-    ran = subprocess.run([program], capture_output=True, text=True, timeout=60, check=True)
+    ran = subprocess.run([program], capture_output=True, text=True, timeout=200, check=True)
     lines = (line.split() for line in ran.stdout.splitlines())
     return {name: tuple(map(int, numbers)) for name, *numbers in lines}
 

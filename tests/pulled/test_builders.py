@@ -74,7 +74,7 @@ def buildah(directory: Path) -> Path:
 
     def run(*words: object) -> str:
         argv = [need("buildah"), *places, "--storage-driver", "vfs", *map(str, words)]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
@@ -96,7 +96,7 @@ def umoci(directory: Path) -> Path:
 
     def run(*words: object) -> None:
         argv = [need("umoci"), *map(str, words)]
-        subprocess.run(argv, check=True, capture_output=True, timeout=60)
+        subprocess.run(argv, check=True, capture_output=True, timeout=200)
 
     run("init", "--layout", layout)
     run("new", "--image", f"{layout}:0")

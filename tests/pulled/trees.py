@@ -36,5 +36,5 @@ def tree(top: Path) -> dict[str, dict[str, Any]]:
 def unpacked(layout: Path, directory: Path, tag: str = "v1") -> Path:
     """An image of a layout as umoci unpacks it."""
     argv = [need("umoci"), "unpack", "--image", f"{layout}:{tag}", str(directory / "bundle")]
-    subprocess.run(argv, check=True, capture_output=True, timeout=60)
+    subprocess.run(argv, check=True, capture_output=True, timeout=200)
     return directory / "bundle/rootfs"

@@ -37,7 +37,7 @@ def device_is_free() -> bool:
 def fds_of(pid: int) -> dict[int, str]:
     """What a process has open of the cache."""
     found = {}
-    with contextlib.suppress(FileNotFoundError):  # it ended meanwhile, or one was closed
+    with contextlib.suppress(OSError):  # it ended meanwhile, or one was closed
         for link in Path(f"/proc/{pid}/fd").iterdir():
             target = os.readlink(link)
             if "cachefiles" in target:

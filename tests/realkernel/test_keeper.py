@@ -39,7 +39,7 @@ def test_one_command_mounts_and_one_ends_everything(small: Image, place: Served)
 def test_status_says_what_a_new_daemon_does_not_know_yet(small: Image, place: Served) -> None:
     place.mount(str(small.single))
     killed = place.kill()
-    wait_for(lambda: place.status()["daemon_pid"] not in (None, killed))
+    wait_for(lambda: place.replaced("daemon_pid", killed))
     (blob,) = place.status()["blobs"]
     assert (blob["size"], blob["state"]) == (small.single.stat().st_size, "CLOSE")
     assert blob["resident"] is None

@@ -33,7 +33,7 @@ TESTS = (
     "tests/machine",
     "tests/test_rangeset.py",
 )
-LIMIT = 300.0
+LIMIT = 900.0
 """Seconds for one bug. One that makes the tests hang has been noticed, but not by a test."""
 _COPIED = ("src", "tests", "examples", "docs", "pyproject.toml", "ARCHITECTURE.md", "README.md")
 
@@ -78,7 +78,7 @@ def _verdict(bug: Bug | None) -> str | None:
 def _failed(top: Path) -> Iterator[str]:
     """Run the tests of the copy until one fails; what failed."""
     argv = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=no"]
-    argv += ["-p", "no:cacheprovider", "-o", "timeout=60", *TESTS]
+    argv += ["-p", "no:cacheprovider", "-o", "timeout=120", *TESTS]
     env = os.environ | {"PYTHONPATH": f"{top}/src", "PYTHONDONTWRITEBYTECODE": "1"}
     env |= {"PAGEIN_TEST_RUN": os.urandom(16).hex()}
     env.pop("CI", None)

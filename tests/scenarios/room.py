@@ -17,7 +17,7 @@ _MKFS = ("mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^has_journal", "-N", str(_FI
 
 
 def _run(*command: str) -> str:
-    done = subprocess.run(command, check=True, capture_output=True, timeout=60, text=True)
+    done = subprocess.run(command, check=True, capture_output=True, timeout=200, text=True)
     return done.stdout.strip()
 
 

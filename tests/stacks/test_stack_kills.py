@@ -27,7 +27,7 @@ state, cache, target, *sources = sys.argv[1:]
 settings = Settings(state, cache)
 try:
     with kept_running(settings, 30, "nobody", "fuse") as ask:
-        layers = [Layer(s.rpartition("/")[2], [blob_of(settings, s, timeout=60)]) for s in sources]
+        layers = [Layer(s.rpartition("/")[2], [blob_of(settings, s, timeout=200)]) for s in sources]
         mount_stack(ask, target, layers, label="", timeout=30)
 except ControlError as problem:
     sys.exit(str(problem))
