@@ -97,7 +97,8 @@ class _Layout:
         if match is None:
             raise LayerError(f"{show(path)}: a chunk at byte {part.chunk_offset} without a digest")
         start, skip = part.offset, part.inner_offset
-        if not 0 < start < self._end or skip < 0:
+        # Nothing but a header can be at the very beginning.
+        if not 0 <= start < self._end or skip < 0 or not (start or skip):
             where = f"{start} of the layer, where no data is: that ends at {self._end}"
             raise LayerError(f"{show(path)}: a chunk at offset {where}")
         if skip + size > MAX_CHUNK:

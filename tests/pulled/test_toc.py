@@ -1,0 +1,82 @@
+"""eStargz and zstd:chunked images, as ctr-remote converts them, from a real registry."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.e2e.harness import Pagein
+from tests.images.processes import docker_registry, skopeo_copy
+from tests.pulled.front import Front
+from tests.pulled.rig import Layers, good, user
+from tests.pulled.rootfs import BIG
+from tests.pulled.test_images import merged
+from tests.pulled.trees import unpacked
+from tests.toc.remote import KINDS, converted
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture(scope="module")
+def layouts(image: Layers, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return converted(image.layout, tmp_path_factory.mktemp("toc") / "ctd")
+
+
+@pytest.fixture(scope="module")
+def front(layouts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
+    """A registry with the converted images, and what counts before it."""
+    with docker_registry(tmp_path_factory.mktemp("registry")) as host:
+        for kind, layout in layouts.items():
+            skopeo_copy(f"oci:{layout}:v1", f"docker://{host}/{kind}:v1")
+        with Front(host).running() as running:
+            yield running
+
+
+def layers_of(layout: Path) -> list[dict[str, Any]]:
+    """The layers of a layout's one image, as its manifest has them."""
+
+    def blob(digest: str) -> Any:
+        return json.loads((layout / "blobs/sha256" / digest.partition(":")[2]).read_bytes())
+
+    index = json.loads((layout / "index.json").read_text())
+    found: list[dict[str, Any]] = blob(index["manifests"][0]["digest"])["layers"]
+    return found
+
+
+def whole_seconds(tree: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`tree` with the times that eStargz has."""
+    second = 10**9
+    for entry in tree.values():
+        if "mtime" in entry:
+            entry["mtime"] = (entry["mtime"] + second // 2) // second * second
+    return tree
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mounted_run_and_looked_into_without_an_index(
+    kind: str,
+    image: Layers,
+    layouts: dict[str, Path],
+    front: Front,
+    pagein: Pagein,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+    name, layers = f"docker://{front.host}/{kind}:v1", layers_of(layouts[kind])
+    front.asked.clear()
+    pagein.ok("mount", name, pagein.target)
+    blobs = [each.path.rpartition("/")[2] for each in front.asked if "/blobs/" in each.path]
+    # One range of each layer; of other blobs the config only.
+    assert sorted(blobs[1:]) == sorted(layer["digest"] for layer in layers)
+    assert blobs[0] not in blobs[1:]
+    assert len(front.layers()) == len(layers)
+    found = merged(pagein.target)
+    assert found == whole_seconds(merged(unpacked(image.layout, tmp_path)))
+    done = pagein.run("run", name, "--", "sh", "-c", "cat /srv/text")
+    assert (done.returncode, done.stdout) == (0, "text of the top\n"), done
+    pagein.umount()
+    assert good(user("ls", name, "/")).split() == ["bin", "deep", "etc", "opaque", "srv", "tmp"]
+    assert user("cat", name, "/srv/big", text=False).stdout == BIG
+    assert not list((pagein.cache / "images/layers").iterdir())
