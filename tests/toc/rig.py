@@ -4,8 +4,10 @@ import asyncio
 import io
 import random
 import tarfile
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tests.erofs import images, trees
 from tests.layers.rig import Bytes, layer_of
@@ -16,13 +18,21 @@ from pagein.images.layers.index import Index
 from pagein.images.layers.read import LayerOrigin, MetaOrigin
 from pagein.images.toc.fetch import toc_of
 
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
 
 class Opened:
-    """A layer whose index was made of its TOC. Raises LayerError if that is refused."""
+    """A layer whose index was made of its TOC. Raises LayerError if that is refused.
 
-    def __init__(self, made: Made, path: Path, data: bytes | None = None) -> None:
+    `run` runs coroutines: for many layers a loop that is there already.
+    """
+
+    def __init__(
+        self, made: Made, path: Path, data: bytes | None = None, run: Run = asyncio.run
+    ) -> None:
         self.data = made.data if data is None else data
         self.path = path
+        self.run = run
         self.source = Bytes(self.data)
         toc = toc_of(made.annotations)
         assert toc is not None
@@ -31,7 +41,7 @@ class Opened:
             with path.open("w+b") as out:
                 self.built = await toc.make(self.source, layer_of(made.data), out)
 
-        asyncio.run(make())
+        run(make())
 
     def read(self) -> tuple[bytes, bytes]:
         """The metadata and the data blob, through the origins."""
@@ -48,7 +58,8 @@ class Opened:
                 finally:
                     await data.close()
 
-        return asyncio.run(main())
+        found: tuple[bytes, bytes] = self.run(main())
+        return found
 
     def seen(self) -> trees.Tree:
         """The tree, read by us."""
