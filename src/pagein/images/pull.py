@@ -23,6 +23,15 @@ from pagein.images.artifacts import ArtifactBlob
 from pagein.images.catalogue import Catalogue, IndexOf
 from pagein.images.connections import Connections
 from pagein.images.implied import restyle
+from pagein.images.indexes import (
+    ARTIFACT_TYPE,
+    INDEX_TYPE,
+    LAYER,
+    MAX_INDEX,
+    checked,
+    indexes_of,
+    toc_key,
+)
 from pagein.images.layerblob import LayerBlob
 from pagein.images.layers.build import build
 from pagein.images.layers.errors import LayerError
@@ -39,22 +48,13 @@ from pagein.images.parallel import both, each
 from pagein.images.platforms import Platform
 from pagein.images.reference import parse_reference
 from pagein.images.source import Image, check_platform, load_image, open_source
-from pagein.images.store import New, Store
+from pagein.images.store import Store
 from pagein.images.toc.fetch import TocReader, toc_of
 from pagein.images.traces.document import TRACE_TYPE, Trace
 from pagein.images.traces.shipped import trace_of
 from pagein.origins.base import Origin, OriginError
 from pagein.origins.file import FileOrigin
 from pagein.origins.identity import Identity
-
-ARTIFACT_TYPE = "application/vnd.pagein.image.indexes.v1"
-"""The artifact of an image that holds the indexes of its layers."""
-INDEX_TYPE = "application/vnd.pagein.layer.index.v1"
-"""One of its blobs: docs/index-format.md."""
-LAYER = "io.pagein.layer"
-"""The annotation of such a blob: the digest of the layer it is for."""
-MAX_INDEX = 256 << 20
-"""Bytes of an index; that of a layer of 25 GB has as many at 1 %."""
 
 _AT_ONCE = 4
 _ATTEMPTS = 5  # in a row that brought less than _ENOUGH
@@ -221,7 +221,7 @@ class Pull:
 
     def _index_here(self, layer: str, toc: TocReader | None) -> IndexOf | None:
         """What is here of a layer; one made of a TOC only for who names the same TOC."""
-        for key in (layer, *([_key(layer, toc)] if toc is not None else [])):
+        for key in (*([toc_key(layer, toc)] if toc is not None else []), layer):
             found = self._catalogue.index_of(key)
             if found is not None and self._store.has("indexes", found.digest):
                 return found
@@ -265,16 +265,17 @@ class Pull:
         try:
             with self._store.create("indexes") as new:
                 made = await toc.make(origin, layer, new.file)
-                found = await asyncio.to_thread(_checked, new, layer, made.digest, made.size)
+                found = await asyncio.to_thread(checked, new, layer, made.digest, made.size)
                 await asyncio.to_thread(new.keep, made.digest)
         except (LayerError, OriginError) as problem:
-            text = f"the table of contents of layer {layer.digest} is refused: {problem}"
+            how = "is refused" if isinstance(problem, LayerError) else "cannot be read"
+            text = f"the table of contents of layer {layer.digest} {how}: {problem}"
             log.warning("%s: %s", self.name, text)
             self._notes.append(f"{text}; going on without it")
             return None
         finally:
             await origin.close()
-        return dataclasses.replace(found, layer=_key(layer.digest, toc))
+        return dataclasses.replace(found, layer=toc_key(layer.digest, toc))
 
     async def _get_index(
         self, layer: Layer, index: Descriptor | None, progress: Progress
@@ -290,7 +291,7 @@ class Pull:
         with self._store.create("indexes") as new:
             new.file.write(data)
             new.file.flush()
-            found = _checked(new, layer, digest, len(data))
+            found = checked(new, layer, digest, len(data))
             new.keep(digest)
         return found
 
@@ -305,7 +306,7 @@ class Pull:
                     async with aclosing(self._pieces(layer, progress, data.file)) as pieces:
                         built = await build(pieces, layer, index.file)
                     await asyncio.to_thread(data.keep, layer.digest)
-            found = await asyncio.to_thread(_checked, index, layer, built.digest, built.size)
+            found = await asyncio.to_thread(checked, index, layer, built.digest, built.size)
             await asyncio.to_thread(index.keep, built.digest)
         return found
 
@@ -376,34 +377,6 @@ class Pull:
             for part, size in sizes.items()
             if size
         )
-
-
-def indexes_of(image: Image) -> dict[str, Descriptor]:
-    """The indexes that the artifacts of an image hold: layer digest -> index, the first of each."""
-    found: dict[str, Descriptor] = {}
-    for _, manifest in image.artifacts:
-        for blob in manifest.layers:
-            layer = (blob.annotations or {}).get(LAYER)
-            if layer is not None and blob.media_type == INDEX_TYPE:
-                found.setdefault(layer, blob)
-    return found
-
-
-def _key(layer: str, toc: TocReader) -> str:
-    """What the index made of a layer's TOC is catalogued as.
-
-    Not as the layer alone: nothing says that the TOC is the layer's but who named both.
-    """
-    return f"{layer} {toc.digest}"
-
-
-def _checked(new: New, layer: Layer, digest: str, size: int) -> IndexOf:
-    """What to remember of an index file; LayerError unless it is one, of that layer."""
-    with Index(new.path) as index:
-        found = index.header.layer
-        if (found.digest, found.size, found.diff_id) != (layer.digest, layer.size, layer.diff_id):
-            raise LayerError(f"the index {digest} is of another layer, {found.digest}")
-        return IndexOf(layer.digest, layer.diff_id, digest, index.root, size)
 
 
 Watcher = Callable[[list[Progress]], None]
