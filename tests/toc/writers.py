@@ -97,7 +97,7 @@ def estargz(tar: bytes, options: Options = Options()) -> Made:  # noqa: B008
     offset = len(out)
     held += tar_of("stargz.index.json", toc)
     close()
-    out += footer(offset)
+    out += footer(offset)  # which unpacks to nothing
     return Made(bytes(out), {TOC_DIGEST: sha256(toc)}, GZIP_TYPE, bytes(content), toc)
 
 
@@ -124,9 +124,10 @@ def zstd_chunked(tar: bytes, options: Options = Options(chunk=64 << 10)) -> Made
     entries: list[Document] = []
     split: list[Document] = []
     held = bytearray()
-    raw = bytearray()
+    raw, content = bytearray(), bytearray()
 
     def close() -> None:
+        content.extend(held)
         out.extend(zstandard.compress(bytes(held)))
         held.clear()
 
@@ -164,7 +165,7 @@ def zstd_chunked(tar: bytes, options: Options = Options(chunk=64 << 10)) -> Made
     packed_split = zstandard.compress(lines)
     document = {"version": 1, "entries": entries, "tarSplitDigest": sha256(packed_split)}
     toc = _dumped(document, options.change)
-    return _finished(bytes(out), tar, toc, lines, packed_split)
+    return _finished(bytes(out), bytes(content), toc, lines, packed_split)
 
 
 def _finished(data: bytes, tar: bytes, toc: bytes, split: bytes, packed_split: bytes) -> Made:
