@@ -81,7 +81,10 @@ def test_the_layer_itself_is_left_where_it_is(tmp_path: Path) -> None:
 
 
 def test_a_refused_toc_is_named_and_the_layer_pulled(
-    lying: Made, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    lying: Made,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     name = image(tmp_path / "layout", [lying])
     said = f"the table of contents of layer {sha256(lying.data)} is refused: its TOC is sha256:"
@@ -89,6 +92,7 @@ def test_a_refused_toc_is_named_and_the_layer_pulled(
         with caplog.at_level(logging.WARNING, "pagein.images"):
             pull, pulled = here.pull(name, PLATFORM)
         assert said in caplog.text
+        assert f"pagein: {said}" in capsys.readouterr().err
         assert pulled.note.startswith(said)
         assert pulled.note.endswith("; going on without it")
         assert [each.pulled for each in pull.progress] == [True]
