@@ -67,7 +67,7 @@ class _Compare:
             raise LayerError(f"{show(entry.path)} is in its tar, but not in its TOC")
         of_toc = self._entries[self._next]
         self._next += 1
-        if of_toc.path != entry.path:
+        if of_toc.path.rstrip(b"/") != entry.path.rstrip(b"/"):
             where = f"its TOC has {show(of_toc.path)} where its tar has {show(entry.path)}"
             raise LayerError(where)
         for (what, there), (_, here) in zip(_facts(entry), _facts(of_toc), strict=True):
