@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.harness import Pagein
+from tests.e2e.harness import Pagein, wait_for
 from tests.images.processes import docker_registry, skopeo_copy
 from tests.pulled.front import Front
 from tests.pulled.rig import Layers, good, user
 from tests.pulled.rootfs import BIG
 from tests.pulled.test_images import merged
+from tests.pulled.test_traces import prefetched
 from tests.pulled.trees import unpacked
 from tests.toc.remote import KINDS, converted
 
@@ -80,3 +81,26 @@ def test_mounted_run_and_looked_into_without_an_index(
     assert good(user("ls", name, "/")).split() == ["bin", "deep", "etc", "opaque", "srv", "tmp"]
     assert user("cat", name, "/srv/big", text=False).stdout == BIG
     assert not list((pagein.cache / "images/layers").iterdir())
+
+
+def test_a_trace_needs_no_index_either(
+    layouts: dict[str, Path],
+    front: Front,
+    pagein: Pagein,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+    name, recorded = f"docker://{front.host}/traced:v1", tmp_path / "app.trace"
+    skopeo_copy(f"oci:{layouts['estargz']}:v1", name)
+    reads = ("sh", "-c", "cat /srv/big > /dev/null")
+    good(user("trace", "record", "-o", recorded, "--run", name, "--", *reads))
+    pushed = good(user("index", "--push", "--trace", recorded, name))
+    digest = pushed.split("pushed as ")[1].strip()
+    front.asked.clear()
+    good(pagein.run("mount", name, pagein.target))
+    wait_for(lambda: f"{name}: prefetch done" in pagein.log())
+    assert prefetched(pagein) >= len(BIG)
+    assert (pagein.target / "srv/big").read_bytes() == BIG
+    assert any(each.path.endswith(digest) for each in front.asked)
+    pagein.umount()
