@@ -273,7 +273,7 @@ def test_another_size_of_the_toc(tmp_path: Path) -> None:
 # ---- the tar -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+CONTRADICTIONS = pytest.mark.parametrize(
     ("change", "said"),
     [
         (put("usr/link", mode=0o777, linkName="elsewhere"), "the target of 'usr/link'"),
@@ -286,13 +286,38 @@ def test_another_size_of_the_toc(tmp_path: Path) -> None:
         (put("usr/empty", name="usr/full"), "'usr/full' where its tar has 'usr/empty'"),
         (lambda toc: toc["entries"].pop(), "is in its tar, but not in its TOC"),
         (add(name="more", type="dir"), "'more' is in its TOC, but not in its tar"),
-        (lambda toc: toc.update(tarSplitDigest=sha256(b"")), "its tar-split is sha256"),
-        (lambda toc: toc.update(tarSplitDigest="x"), "no digest of its tar-split"),
     ],
 )
+
+
+@CONTRADICTIONS
 def test_a_toc_that_contradicts_the_tar_split(change: Change, said: str, tmp_path: Path) -> None:
     made = zstd_chunked(archive(), Options(chunk=100_000, change=change))
     assert said in refusal(made, tmp_path / "index")
+
+
+@CONTRADICTIONS
+def test_a_toc_that_contradicts_a_layer_that_is_here_whole(
+    change: Change, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SEEN_WHOLE", "_LEAST", "_MOST"):
+        monkeypatch.setattr(f"pagein.images.toc.fetch.{name}", 1 << 20)
+    assert not refusal(estargz(archive()), tmp_path / "index")
+    assert said in refusal(estargz(archive(), Options(change=change)), tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    ("digest", "said"), [(sha256(b""), "its tar-split is sha256"), ("x", "no digest of its")]
+)
+def test_another_digest_of_the_tar_split(digest: str, said: str, tmp_path: Path) -> None:
+    def change(toc: Document) -> None:
+        toc["tarSplitDigest"] = digest
+
+    assert said in refusal(zstd_chunked(archive(), Options(change=change)), tmp_path / "index")
+    older = zstd_chunked(archive(), Options(change=lambda toc: toc.pop("tarSplitDigest")))
+    assert not refusal(older, tmp_path / "index")
+    annotations = older.annotations | {f"{CHUNKED}tarsplit-checksum": digest}
+    assert said in refusal(older._replace(annotations=annotations), tmp_path / "index")
 
 
 def test_a_tar_split_that_nothing_says_the_place_of(tmp_path: Path) -> None:

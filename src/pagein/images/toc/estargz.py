@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Sequence
 from typing import Final
 
 from pagein.images.layers.entry import Entry
 from pagein.images.layers.errors import LayerError, show
+from pagein.images.layers.gzip import GzipDecoder
 from pagein.images.layers.tar import TarParser
+from pagein.images.toc.compare import Compare
 from pagein.images.toc.document import MAX_TOC
 
 DIGEST: Final = "containerd.io/snapshot/stargz/toc.digest"
@@ -26,6 +29,8 @@ _FOOTER = re.compile(
     re.DOTALL,
 )
 _TAR: Final = 64 << 10  # bytes of headers and padding around it
+_HEADERS: Final = 64 << 20  # bytes of the tar that are not data
+_SECOND: Final = 10**9
 
 
 def toc_offset(footer: bytes, size: int) -> int:
@@ -58,6 +63,20 @@ def unpack_toc(packed: bytes) -> bytes:
     if only.data_ is None:
         raise LayerError(f"no {show(TOC_NAME)} where its footer points to")
     return bytes(only.data_)
+
+
+def check(layer: bytes, entries: Sequence[Entry]) -> None:
+    """LayerError unless the tar of a layer that is here whole is what its TOC says."""
+    visitor = Compare(entries, unit=_SECOND, own=TOC_NAME)
+    parser = TarParser(visitor)
+    left = sum(entry.size for entry in entries) + _HEADERS
+    for piece in GzipDecoder().feed(layer):
+        left -= len(piece)
+        if left < 0:
+            raise LayerError("its tar has more than its TOC")
+        parser.feed(piece)
+    parser.close()
+    visitor.finish()
 
 
 class _Only:

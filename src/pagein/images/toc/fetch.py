@@ -16,13 +16,15 @@ from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression, Layer
 from pagein.images.manifest import digest_of
 from pagein.images.toc import estargz, tarsplit, zstdchunked
-from pagein.images.toc.document import MAX_TOC, Toc, parse_toc
+from pagein.images.toc.document import MAX_TOC, parse_toc
 from pagein.images.toc.files import File, files_of
 from pagein.images.toc.makeindex import Made, make_index
 from pagein.origins.base import Origin
 
 _IS_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_LEAST, _MOST = 32 << 10, 512 << 10  # bytes of the layer's end that are asked for at once
+SEEN_WHOLE: Final = 64 << 10
+"""Bytes: an eStargz of at most so many is here whole with its TOC, and compared with it."""
+_LEAST, _MOST = SEEN_WHOLE, 512 << 10  # bytes of the layer's end that are asked for at once
 _SHARE: Final = 100  # a TOC has a hundredth of its layer, or less
 _LANDMARKS: Final = frozenset({b".prefetch.landmark", b".no.prefetch.landmark", estargz.TOC_NAME})
 """What eStargz puts into the tar for itself."""
@@ -68,12 +70,17 @@ class _Estargz:
             tail = await origin.read(offset, at - offset) + tail
             at = offset
         packed = tail[offset - at : -estargz.FOOTER]
-        return await asyncio.to_thread(self._make, packed, layer, offset, out)
+        whole = tail if not at and layer.size <= SEEN_WHOLE else None
+        return await asyncio.to_thread(self._make, packed, whole, layer, offset, out)
 
-    def _make(self, packed: bytes, layer: Layer, end: int, out: BinaryIO) -> Made:
+    def _make(
+        self, packed: bytes, whole: bytes | None, layer: Layer, end: int, out: BinaryIO
+    ) -> Made:
         data = estargz.unpack_toc(packed)
         _verify(data, self.digest)
-        files = files_of(parse_toc(data).entries or (), end)
+        files = list(files_of(parse_toc(data).entries or (), end))
+        if whole is not None:
+            estargz.check(whole, [file.entry for file in files])
         return make_index(layer, Compression.GZIP_CHUNKS, _of_the_tree(files), end, out)
 
 
@@ -103,18 +110,19 @@ class _ZstdChunked:
             _verify(data, plain)
         toc = parse_toc(data)
         files = list(files_of(toc.entries or (), places.end))
-        if toc.tar_split_digest:
-            self._check_tar(toc, places, found, [file.entry for file in files])
+        split = toc.tar_split_digest or zstdchunked.tar_split_of(self._annotations)
+        if split:
+            self._check_tar(split, places, found, [file.entry for file in files])
         kept = _of_the_tree(files)
         return make_index(layer, Compression.ZSTD_CHUNKS, kept, places.end, out)
 
     def _check_tar(
-        self, toc: Toc, places: zstdchunked.Places, found: list[bytes], entries: list[Entry]
+        self, split: str, places: zstdchunked.Places, found: list[bytes], entries: list[Entry]
     ) -> None:
-        """A tar-split is believed if the TOC says its digest, and then the TOC has to agree."""
+        """A tar-split whose digest is known is believed, and then the TOC has to agree with it."""
         if places.tar_split is None:
-            raise LayerError("its TOC names a tar-split, and no annotation says where that is")
-        _verify(found[1], toc.tar_split_digest, "tar-split")
+            raise LayerError("it has a tar-split, and no annotation says where that is")
+        _verify(found[1], split, "tar-split")
         tarsplit.check(zstdchunked.unpack(found[1], places.tar_split.size), entries)
 
 

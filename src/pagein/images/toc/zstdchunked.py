@@ -15,7 +15,8 @@ from pagein.images.layers.errors import LayerError
 from pagein.images.toc.document import MAX_TOC
 
 PREFIXES: Final = ("io.github.containers.zstd-chunked.", "io.containers.zstd-chunked.")
-CHECKSUM, POSITION, TAR_SPLIT = "manifest-checksum", "manifest-position", "tarsplit-position"
+CHECKSUM, POSITION = "manifest-checksum", "manifest-position"
+TAR_SPLIT, TAR_SUM = "tarsplit-position", "tarsplit-checksum"
 MAX_TAR_SPLIT: Final = 256 << 20
 """Bytes of a tar-split, unpacked."""
 
@@ -54,6 +55,11 @@ class Places(NamedTuple):
 def checksum_of(annotations: Mapping[str, str]) -> str | None:
     """The digest of the packed TOC, if the annotations are those of zstd:chunked."""
     return next((annotations[p + CHECKSUM] for p in PREFIXES if p + CHECKSUM in annotations), None)
+
+
+def tar_split_of(annotations: Mapping[str, str]) -> str:
+    """The digest of the packed tar-split where older writers have it; newer ones: in the TOC."""
+    return next((annotations[p + TAR_SUM] for p in PREFIXES if p + TAR_SUM in annotations), "")
 
 
 def places_of(annotations: Mapping[str, str], layer_size: int) -> Places:
