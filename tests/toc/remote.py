@@ -1,4 +1,4 @@
-"""Images converted by ctr-remote, which stargz-snapshotter brings, in a containerd of its own."""
+"""Images converted by the tools there are: ctr-remote, in a containerd of its own, and skopeo."""
 
 import json
 import subprocess
@@ -6,9 +6,9 @@ import tarfile
 import time
 from pathlib import Path
 
-from tests.images.processes import need
+from tests.images.processes import need, skopeo_copy
 
-KINDS = {"estargz": ("--estargz",), "zstd": ("--zstdchunked",)}
+KINDS = {"estargz": "--estargz", "zstd": "--zstdchunked"}
 _NOT_NEEDED = (
     "grpc.v1.cri",
     *(f"snapshotter.v1.{n}" for n in ("aufs", "btrfs", "devmapper", "zfs")),
@@ -42,9 +42,19 @@ def converted(layout: Path, directory: Path) -> dict[str, Path]:
         process.wait(timeout=_PATIENCE)
 
 
+def by_skopeo(layout: Path, directory: Path) -> Path:
+    """A layout with the image of `layout` as zstd:chunked, as c/storage writes it."""
+    plain, target = f"dir:{directory}/plain", directory / "layout"
+    directory.mkdir()
+    skopeo_copy(f"oci:{layout}:v1", plain, "--dest-decompress")
+    skopeo_copy(plain, f"oci:{target}:v1", "--dest-compress-format", "zstd:chunked")
+    _readable(target)
+    return target
+
+
 def _convert(directory: Path, kind: str) -> Path:
     name, archive, layout = f"app:{kind}", directory / f"{kind}.tar", directory / kind
-    _ctr(directory, "images", "convert", *KINDS[kind], "--oci", "app:v1", name)
+    _ctr(directory, "images", "convert", KINDS[kind], "--oci", "app:v1", name)
     _ctr(directory, "images", "export", archive, name)
     with tarfile.open(archive) as tar:
         tar.extractall(layout, filter="data")
@@ -52,9 +62,13 @@ def _convert(directory: Path, kind: str) -> Path:
     index = json.loads(path.read_text())
     index["manifests"][0]["annotations"] = {"org.opencontainers.image.ref.name": "v1"}
     path.write_text(json.dumps(index))
+    _readable(layout)
+    return layout
+
+
+def _readable(layout: Path) -> None:
     for path in (layout, *layout.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    return layout
 
 
 def _ctr(directory: Path, *words: object) -> str:
