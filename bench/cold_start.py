@@ -21,7 +21,7 @@ from typing import Any
 
 from coldimage import TAG, image
 from coldparts import Link, Start, checked, containerd, link_to, pagein, push, registry, timed
-from coldtoc import converted
+from coldtoc import estargz
 from common import MB, Spread, console, ratios, rounds, save, table, workspace
 
 FULL, PLAIN, INDEXED, TRACED = "full pull", "no index", "index", "index + trace"
@@ -185,7 +185,7 @@ def main() -> None:
         if ESTARGZ in wanted:
             with console.status("converting: a minute, the first time"):
                 push(
-                    converted(layout, "estargz", directory / "convert"),
+                    estargz(layout, directory / "convert"),
                     TAG,
                     f"127.0.0.1:{port}/cold/estargz:{TAG}",
                 )

@@ -1,4 +1,4 @@
-"""The image of `coldimage` as eStargz or zstd:chunked, as stargz-snapshotter converts it."""
+"""The image of `coldimage` as eStargz, converted by stargz-snapshotter's own tool."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from pathlib import Path
 from coldimage import TAG
 from coldparts import checked, containerd
 
-KINDS = {"estargz": "--estargz", "zstdchunked": "--zstdchunked"}
 
-
-def converted(layout: Path, kind: str, directory: Path) -> Path:
+def estargz(layout: Path, directory: Path) -> Path:
     """An OCI layout of the image in `layout`, kept beside it; `directory` is for what it takes."""
-    kept = layout.with_name(f"{layout.name}.{kind}")
+    kept = layout.with_name(f"{layout.name}.estargz")
     if kept.exists():
         return kept
     directory.mkdir()
@@ -25,8 +23,8 @@ def converted(layout: Path, kind: str, directory: Path) -> Path:
     with containerd(directory / "ctd"):
         ctr = ["ctr-remote", "--address", str(directory / "ctd/c.sock"), "images"]
         checked([*ctr, "import", "--no-unpack", "--base-name", "cold", source])
-        checked([*ctr, "convert", KINDS[kind], "--oci", f"cold:{TAG}", f"cold:{kind}"])
-        checked([*ctr, "export", target, f"cold:{kind}"])
+        checked([*ctr, "convert", "--estargz", "--oci", f"cold:{TAG}", "cold:estargz"])
+        checked([*ctr, "export", target, "cold:estargz"])
     partial = directory / "layout"
     with tarfile.open(target) as tar:
         tar.extractall(partial, filter="data")
