@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -25,13 +26,13 @@ def estargz(layout: Path, directory: Path) -> Path:
         checked([*ctr, "import", "--no-unpack", "--base-name", "cold", source])
         checked([*ctr, "convert", "--estargz", "--oci", f"cold:{TAG}", "cold:estargz"])
         checked([*ctr, "export", target, "cold:estargz"])
-    partial = directory / "layout"
+    partial = kept.with_suffix(f".{os.getpid()}")
     with tarfile.open(target) as tar:
         tar.extractall(partial, filter="data")
     path = partial / "index.json"
     index = json.loads(path.read_text())
     index["manifests"][0]["annotations"] = {"org.opencontainers.image.ref.name": TAG}
     path.write_text(json.dumps(index))
-    shutil.move(partial, kept)
+    partial.rename(kept)
     shutil.rmtree(directory)
     return kept
