@@ -182,12 +182,12 @@ async def build(
             waiting += piece
             if len(waiting) >= _FEED:
                 data, waiting = bytes(waiting), bytearray()
-                await _in_thread(builder.feed, data)
-        await _in_thread(builder.feed, bytes(waiting))
-        return await _in_thread(builder.finish, out)
+                await in_thread(builder.feed, data)
+        await in_thread(builder.feed, bytes(waiting))
+        return await in_thread(builder.finish, out)
 
 
-async def _in_thread(call: Callable[[P], T], argument: P) -> T:
+async def in_thread(call: Callable[[P], T], argument: P) -> T:
     """`call` in a thread, waited for also when we are cancelled: it uses what is then closed."""
     import asyncio
 

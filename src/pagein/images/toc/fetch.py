@@ -6,11 +6,12 @@ of the layer; the TOC holds those of the chunks. Two or three ranges of the laye
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import BinaryIO, Final, Protocol
 
+from pagein.images.layers.build import in_thread
 from pagein.images.layers.entry import Entry
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression, Layer
@@ -71,7 +72,8 @@ class _Estargz:
             at = offset
         packed = tail[offset - at : -estargz.FOOTER]
         whole = tail if not at and layer.size <= SEEN_WHOLE else None
-        return await asyncio.to_thread(self._make, packed, whole, layer, offset, out)
+        make = partial(self._make, packed, whole, layer, offset)
+        return await in_thread(make, out)
 
     def _make(
         self, packed: bytes, whole: bytes | None, layer: Layer, end: int, out: BinaryIO
@@ -98,7 +100,7 @@ class _ZstdChunked:
             found = [data[of.offset - begin : of.end - begin] for of in frames]
         else:
             found = [await origin.read(of.offset, of.length) for of in frames]
-        return await asyncio.to_thread(self._make, places, found, layer, out)
+        return await in_thread(partial(self._make, places, found, layer), out)
 
     def _make(
         self, places: zstdchunked.Places, found: list[bytes], layer: Layer, out: BinaryIO
