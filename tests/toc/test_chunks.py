@@ -110,6 +110,15 @@ def test_a_random_read_takes_a_group_or_two(tmp_path: Path) -> None:
         assert source.bytes_asked <= 2 * GROUP + 100_000
 
 
+def test_many_tiny_files(tmp_path: Path) -> None:
+    """More than a point has room for."""
+    members = [member(b"%d" % number, data=b"%d" % number) for number in range(3000)]
+    opened = Opened(zstd_chunked(tar_of(*members)), tmp_path / "index")
+    with Index(opened.path) as index:
+        assert index.points == 3
+    assert opened.seen()[b"/2999"].content == b"2999"
+
+
 def test_a_toc_larger_than_the_end_that_is_asked_for_first(tmp_path: Path) -> None:
     members = [member(noise(40, number).hex().encode(), kind=b"5") for number in range(2000)]
     made = estargz(tar_of(*members))

@@ -18,7 +18,8 @@ from pagein.images.layers.errors import LayerError, show
 
 MAX_TOC: Final = 64 << 20
 """Bytes of a TOC, unpacked. An entry has some 400."""
-_MAX_OBJECTS: Final = 1_500_000
+MAX_OBJECTS: Final = 400_000
+"""What is an object in JSON: entries, above all."""
 _VERSION: Final = 1
 _TIME = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+-])(\d\d):(\d\d))",
@@ -65,8 +66,8 @@ def parse_toc(data: bytes) -> Toc:
     """The TOC in `data`; LayerError if it is none, or too large to be read."""
     if len(data) > MAX_TOC:
         raise LayerError(f"a TOC of more than {MAX_TOC} bytes")
-    if data.count(b"{") > _MAX_OBJECTS:
-        raise LayerError(f"a TOC of more than {_MAX_OBJECTS} entries")
+    if data.count(b"{") > MAX_OBJECTS:
+        raise LayerError(f"a TOC of more than {MAX_OBJECTS} entries")
     try:
         toc = msgspec.json.decode(data, type=Toc)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:

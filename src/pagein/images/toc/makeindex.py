@@ -27,7 +27,8 @@ GROUP: Final = 512 << 10
 """Bytes, unpacked, after which a group of chunks is closed. What is read together was packed
 together, and a request for a few kilobytes takes as long as one for a hundred."""
 
-_SLACK: Final = 64 << 10
+_CHUNKS: Final = 1024  # after so many, too
+_SLACK: Final = 64 << 10  # bytes
 
 
 class Made(NamedTuple):
@@ -121,13 +122,17 @@ class _Points:
         if (
             self._group
             and chunk.start != self._group[-1].start
-            and (self.out - self._begin >= GROUP or chunk.start > self._bound() + _SLACK)
+            and (self._full or chunk.start > self._bound() + _SLACK)
         ):
             self._close(chunk.start)
         self._group.append(chunk)
         position = self.out
         self.out += chunk.size
         return position
+
+    @property
+    def _full(self) -> bool:
+        return self.out - self._begin >= GROUP or len(self._group) >= _CHUNKS
 
     def finish(self) -> list[Block]:
         """The points."""
