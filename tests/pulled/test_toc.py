@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.e2e.harness import Pagein, wait_for
 from tests.images.processes import docker_registry, skopeo_copy
-from tests.pulled.front import Front
+from tests.pulled.front import Asked, Front, Reply, once
 from tests.pulled.rig import Layers, good, user
 from tests.pulled.rootfs import BIG
 from tests.pulled.test_images import merged
@@ -87,6 +87,37 @@ def test_mounted_run_and_looked_into_without_an_index(
     assert good(user("ls", name, "/")).split() == ["bin", "deep", "etc", "opaque", "srv", "tmp"]
     assert user("cat", name, "/srv/big", text=False).stdout == BIG
     assert not list((pagein.cache / "images/layers").iterdir())
+
+
+def test_a_server_that_stumbles(layouts: dict[str, Path], front: Front, pagein: Pagein) -> None:
+    """Its TOC is asked for again; nobody takes all of a layer for that."""
+    front.asked.clear()
+    front.lie = once(lambda asked, reply: Reply(503) if asked.is_layer else None)
+    try:
+        pagein.ok("mount", f"docker://{front.host}/zstd:v1", pagein.target)
+    finally:
+        front.lie = None
+    assert len(front.layers()) == len(layers_of(layouts["zstd"])) + 1
+    assert (pagein.target / "srv/big").read_bytes() == BIG
+    pagein.umount()
+
+
+def test_a_server_that_gives_no_ranges(front: Front, pagein: Pagein) -> None:
+    """Then the layer is taken whole, as ever."""
+
+    def lie(asked: Asked, reply: Reply) -> Reply | None:
+        part = asked.is_layer and not asked.headers["range"].startswith("bytes=0-")
+        return Reply(400) if part else None
+
+    front.lie = lie
+    try:
+        done = pagein.run("mount", f"docker://{front.host}/zstd:v1", pagein.target)
+    finally:
+        front.lie = None
+    assert done.returncode == 0, done
+    assert done.stderr.count("cannot be read: ") == 3, done
+    assert (pagein.target / "srv/big").read_bytes() == BIG
+    pagein.umount()
 
 
 def test_a_trace_needs_no_index_either(

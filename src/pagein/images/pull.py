@@ -12,7 +12,7 @@ import asyncio
 import dataclasses
 import errno
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, TypeVar
@@ -264,10 +264,12 @@ class Pull:
         origin = self._compressed(layer)
         try:
             with self._store.create("indexes") as new:
-                made = await toc.make(origin, layer, new.file)
+                made = await _patiently(lambda: toc.make(origin, layer, new.file))
                 found = await asyncio.to_thread(checked, new, layer, made.digest, made.size)
                 await asyncio.to_thread(new.keep, made.digest)
         except (LayerError, OriginError) as problem:
+            if isinstance(problem, OriginError) and problem.retry:
+                raise  # the network is to blame: no reason to take all of the layer
             how = "is refused" if isinstance(problem, LayerError) else "cannot be read"
             text = f"the table of contents of layer {layer.digest} {how}: {problem}"
             log.warning("%s: %s", self.name, text)
@@ -377,6 +379,19 @@ class Pull:
             for part, size in sizes.items()
             if size
         )
+
+
+async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """What `call` returns, which is called again after what may pass."""
+    failures = 0
+    while True:
+        try:
+            return await call()
+        except OriginError as problem:
+            failures += 1
+            if not problem.retry or failures == _ATTEMPTS:
+                raise
+        await asyncio.sleep(_PAUSE * failures)
 
 
 Watcher = Callable[[list[Progress]], None]
