@@ -2,8 +2,9 @@
 
 An image of Debian packages (see `coldimage`) lies in a docker-registry: as it is, with an index
 that `pagein index --push` made, and with that and a trace, which `pagein trace record` made of the
-same workload. Between registry and client is a link. Each start is of a client that has nothing,
-with an empty page cache; what is compared runs in turn.
+same workload; and converted to eStargz (`coldtoc`), which needs no index. Between registry and
+client is a link. Each start is of a client that has nothing, with an empty page cache; what is
+compared runs in turn.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from typing import Any
 
 from coldimage import TAG, image
 from coldparts import Link, Start, checked, containerd, link_to, pagein, push, registry, timed
+from coldtoc import estargz
 from common import MB, Spread, console, ratios, rounds, save, table, workspace
 
 FULL, PLAIN, INDEXED, TRACED = "full pull", "no index", "index", "index + trace"
+ESTARGZ = "eStargz, no index"
+CONTENDERS = (FULL, PLAIN, INDEXED, TRACED, ESTARGZ)
 RESIDENT, KEPT = "pulled before", "run before"
 RUNNING = "index, pagein runs"
 LINKS = {
@@ -36,7 +40,16 @@ WORKLOADS = {
 }
 REPOSITORIES = {work: f"traced-{number}" for number, work in enumerate(WORKLOADS)}
 """Each workload has an image of its own: an image has one trace."""
-_PROGRAMS = ("containerd", "ctr", "runc", "skopeo", "docker-registry", "pigz", "mkfs.erofs")
+_PROGRAMS = (
+    "containerd",
+    "ctr",
+    "runc",
+    "skopeo",
+    "docker-registry",
+    "pigz",
+    "mkfs.erofs",
+    "ctr-remote",
+)
 
 
 class Contest:
@@ -53,6 +66,7 @@ class Contest:
     def variants(self, wanted: Sequence[str]) -> dict[str, Callable[[], float]]:
         """What `rounds` calls: seconds to the first output."""
         known = {FULL: self.full, PLAIN: self.plain, INDEXED: self.indexed, TRACED: self.traced}
+        known[ESTARGZ] = lambda: self.lone(ESTARGZ, "estargz")
         return {name: known[name] for name in wanted}
 
     def full(self) -> float:
@@ -100,6 +114,14 @@ class Contest:
         self._note(TRACED, begun)
         return begun.seconds
 
+    def lone(self, variant: str, repository: str) -> float:
+        """`pagein run` of an image that needs nothing beside it."""
+        name = f"{self._image}/{repository}:{TAG}"
+        with pagein(self._directory / "pagein") as client:
+            begun = timed(self._link, client.first_output(name, self._command))
+        self._note(variant, begun)
+        return begun.seconds
+
     def _note(self, name: str, start: Start) -> None:
         self.starts.setdefault(name, []).append(start)
 
@@ -129,7 +151,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"), help="on which disk")
     parser.add_argument("--link", action="append", choices=LINKS, help="only this one")
     parser.add_argument("--workload", action="append", choices=WORKLOADS, help="only this one")
-    parser.add_argument("--only", action="append", choices=(FULL, PLAIN, INDEXED, TRACED))
+    parser.add_argument("--only", action="append", choices=CONTENDERS)
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error("--rounds must be at least 1")
@@ -149,7 +171,7 @@ def main() -> None:
     """Measure, print, save."""
     options = options_of()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was made is taken down
-    wanted = options.only or (FULL, PLAIN, INDEXED, TRACED)
+    wanted = options.only or CONTENDERS
     with console.status("making the image: a minute, the first time"):
         layout = image()
     figures: dict[str, Any] = {"image": layout.name, "versions": versions()}
@@ -160,6 +182,13 @@ def main() -> None:
     ):
         for repository in ("plain", "indexed"):
             push(layout, TAG, f"127.0.0.1:{port}/cold/{repository}:{TAG}")
+        if ESTARGZ in wanted:
+            with console.status("converting: a minute, the first time"):
+                push(
+                    estargz(layout, directory / "convert"),
+                    TAG,
+                    f"127.0.0.1:{port}/cold/estargz:{TAG}",
+                )
         if INDEXED in wanted:
             with console.status("indexing"), pagein(directory / "indexer") as client:
                 client.index(f"127.0.0.1:{port}/cold/indexed:{TAG}")

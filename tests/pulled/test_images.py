@@ -231,7 +231,7 @@ def test_an_index_of_another_layer(image: Layers, rig: Rig, pagein: Pagein) -> N
     from tests.images.rig import Keys as Keychain
 
     from pagein.images.artifacts import ArtifactBlob
-    from pagein.images.pull import ARTIFACT_TYPE, INDEX_TYPE, LAYER
+    from pagein.images.indexes import ARTIFACT_TYPE, INDEX_TYPE, LAYER
 
     out = rig.directory / "out"
     good(user("index", "--output", out, rig.name))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -65,6 +66,8 @@ class Here:
                 watched(pull, lambda found: shown.update([asdict(p) for p in found]), _SHOW)
             )
             shown.update([asdict(each) for each in pull.progress])
+        if pulled.note:
+            print(f"pagein: {pulled.note}", file=sys.stderr)
         return pull, pulled
 
     def push(self, pull: Pull, pulled: Pulled, trace: bytes | None = None) -> str:

@@ -1,15 +1,18 @@
 """From the name of an image to the blobs of its layers, by the shortest way there is.
 
-Of each layer an index is needed. One that is in the store is taken; else the one that the registry
-has as an artifact of the image; else the layer is streamed once, as a pull does, its index built on
-the way, and both are kept. All layers at once, a few at a time.
+Of each layer an index is needed. One that is in the store is taken; else it is made of the table of
+contents that the layer brings; else the registry has it as an artifact of the image; else the layer
+is streamed once, as a pull does, its index built on the way, and both are kept. All layers at once,
+a few at a time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
-from collections.abc import AsyncGenerator, Callable
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, TypeVar
@@ -20,10 +23,19 @@ from pagein.images.artifacts import ArtifactBlob
 from pagein.images.catalogue import Catalogue, IndexOf
 from pagein.images.connections import Connections
 from pagein.images.implied import restyle
+from pagein.images.indexes import (
+    ARTIFACT_TYPE,
+    INDEX_TYPE,
+    LAYER,
+    MAX_INDEX,
+    checked,
+    indexes_of,
+    toc_key,
+)
 from pagein.images.layerblob import LayerBlob
 from pagein.images.layers.build import build
 from pagein.images.layers.errors import LayerError
-from pagein.images.layers.format import Layer
+from pagein.images.layers.format import CHUNKED, Layer
 from pagein.images.layers.index import Index
 from pagein.images.manifest import (
     Descriptor,
@@ -36,21 +48,13 @@ from pagein.images.parallel import both, each
 from pagein.images.platforms import Platform
 from pagein.images.reference import parse_reference
 from pagein.images.source import Image, check_platform, load_image, open_source
-from pagein.images.store import New, Store
+from pagein.images.store import Store
+from pagein.images.toc.fetch import TocReader, toc_of
 from pagein.images.traces.document import TRACE_TYPE, Trace
 from pagein.images.traces.shipped import trace_of
 from pagein.origins.base import Origin, OriginError
 from pagein.origins.file import FileOrigin
 from pagein.origins.identity import Identity
-
-ARTIFACT_TYPE = "application/vnd.pagein.image.indexes.v1"
-"""The artifact of an image that holds the indexes of its layers."""
-INDEX_TYPE = "application/vnd.pagein.layer.index.v1"
-"""One of its blobs: docs/index-format.md."""
-LAYER = "io.pagein.layer"
-"""The annotation of such a blob: the digest of the layer it is for."""
-MAX_INDEX = 256 << 20
-"""Bytes of an index; that of a layer of 25 GB has as many at 1 %."""
 
 _AT_ONCE = 4
 _ATTEMPTS = 5  # in a row that brought less than _ENOUGH
@@ -61,6 +65,8 @@ _UNREACHABLE = {errno.EACCES, errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EHOSTUN
 
 T = TypeVar("T")
 State = Literal["waiting", "index", "pulling", "here"]
+
+log = logging.getLogger("pagein.images")
 
 
 @dataclass(slots=True)
@@ -117,6 +123,7 @@ class Pull:
         self._new: set[str] = set()
         self._fetched: list[IndexOf] = []
         """Indexes that came from the registry: remembered together, with the image."""
+        self._notes: list[str] = []
         self.name = str(self._reference)
         self.progress: list[Progress] = []
 
@@ -131,9 +138,13 @@ class Pull:
         ]
         self.progress = [Progress(of.digest, of.size) for of in layers]
         indexes = indexes_of(image)
+        tocs = {of.digest: toc_of(of.annotations) for of in image.manifest.layers}
         once = {of.digest: (of, at) for of, at in zip(layers, self.progress, strict=True)}
         found, trace = await both(
-            each(self._layer(of, indexes.get(of.digest), at) for of, at in once.values()),
+            each(
+                self._layer(of, tocs[of.digest], indexes.get(of.digest), at)
+                for of, at in once.values()
+            ),
             trace_of(image, self._source, self._store),
         )
         for at in self.progress:
@@ -143,24 +154,31 @@ class Pull:
             asyncio.to_thread(self._keep, image, layers),
             asyncio.to_thread(self._restyled, [blobs[of.digest] for of in layers]),
         )
-        new = frozenset(self._new)
+        new, note = frozenset(self._new), "; ".join(filter(None, [note, *self._notes]))
         return Pulled(self.name, image.descriptor, image.config_bytes, wanted, note, new, trace)
 
     async def push(self, pulled: Pulled, trace: bytes | None = None) -> str:
         """Push the indexes of `pulled`, as an artifact that refers to the image; its digest.
 
-        With a `trace`, a document, that too.
+        With a `trace`, a document, that too. Layers that bring a table of contents need no index.
         """
         blobs = [
-            ArtifactBlob(INDEX_TYPE, await asyncio.to_thread(self._index, layer[0]), {LAYER: name})
+            ArtifactBlob(INDEX_TYPE, data, {LAYER: name})
             for name, layer in {each[0].layer: each for each in pulled.layers}.items()
+            if (data := await asyncio.to_thread(self._index, layer[0])) is not None
         ]
         if trace is not None:
             blobs.append(ArtifactBlob(TRACE_TYPE, trace))
+        if not blobs:
+            cause = "there is nothing to push: its layers bring their own tables of contents"
+            raise OriginError.of(self.name, cause, errno=errno.EINVAL)
         artifact = await self._source.push_artifact(pulled.descriptor, ARTIFACT_TYPE, blobs)
         return artifact.digest
 
-    def _index(self, blob: LayerBlob) -> bytes:
+    def _index(self, blob: LayerBlob) -> bytes | None:
+        with self._open(blob) as index:
+            if index.header.compression in CHUNKED:
+                return None
         with open(self._store.path("indexes", blob.index), "rb") as file:
             data = file.read()
         check_digest(file.name, data, blob.index)
@@ -196,14 +214,18 @@ class Pull:
             return None  # lost, or damaged: it is fetched again
         config = parse_config(self.name, data, manifest)
         check_platform(self.name, config, self._platform)
-        if not all(self._index_here(of.digest) for of in manifest.layers):
+        if not all(self._index_here(of.digest, toc_of(of.annotations)) for of in manifest.layers):
             return None
         descriptor = Descriptor(media_type=kind, digest=digest, size=len(raw))
         return Image(descriptor, manifest, config, data, (), raw)
 
-    def _index_here(self, layer: str) -> IndexOf | None:
-        found = self._catalogue.index_of(layer)
-        return found if found and self._store.has("indexes", found.digest) else None
+    def _index_here(self, layer: str, toc: TocReader | None) -> IndexOf | None:
+        """What is here of a layer; one made of a TOC only for who names the same TOC."""
+        for key in (*([toc_key(layer, toc)] if toc is not None else []), layer):
+            found = self._catalogue.index_of(key)
+            if found is not None and self._store.has("indexes", found.digest):
+                return found
+        return None
 
     def _keep(self, image: Image, layers: list[Layer]) -> None:
         """Remember the image, now that it can be mounted from here."""
@@ -217,14 +239,15 @@ class Pull:
     # ---- a layer ---------------------------------------------------------------------------------
 
     async def _layer(
-        self, layer: Layer, index: Descriptor | None, progress: Progress
+        self, layer: Layer, toc: TocReader | None, index: Descriptor | None, progress: Progress
     ) -> tuple[LayerBlob, ...]:
         try:
-            found = await asyncio.to_thread(self._index_here, layer.digest)
+            found = await asyncio.to_thread(self._index_here, layer.digest, toc)
             if found is None or found.diff_id != layer.diff_id:
                 self._new.add(layer.digest)
                 async with self._few:
-                    found = await self._get_index(layer, index, progress)
+                    found = await self._from_toc(layer, toc, progress) if toc else None
+                    found = found or await self._get_index(layer, index, progress)
                 if progress.pulled:  # it took long: not again when another layer fails
                     await asyncio.to_thread(self._catalogue.add_indexes, found)
                 else:
@@ -234,6 +257,27 @@ class Pull:
             raise OriginError.of(self.name, f"layer {layer.digest}: {problem}") from None
         progress.state, progress.done = "here", progress.size
         return blobs
+
+    async def _from_toc(self, layer: Layer, toc: TocReader, progress: Progress) -> IndexOf | None:
+        """The index that is made of the layer's own TOC; None, and a word, if that is refused."""
+        progress.state = "index"
+        origin = self._compressed(layer)
+        try:
+            with self._store.create("indexes") as new:
+                made = await _patiently(lambda: toc.make(origin, layer, new.file))
+                found = await asyncio.to_thread(checked, new, layer, made.digest, made.size)
+                await asyncio.to_thread(new.keep, made.digest)
+        except (LayerError, OriginError) as problem:
+            if isinstance(problem, OriginError) and problem.retry:
+                raise  # the network is to blame: no reason to take all of the layer
+            how = "is refused" if isinstance(problem, LayerError) else "cannot be read"
+            text = f"the table of contents of layer {layer.digest} {how}: {problem}"
+            log.warning("%s: %s", self.name, text)
+            self._notes.append(f"{text}; going on without it")
+            return None
+        finally:
+            await origin.close()
+        return dataclasses.replace(found, layer=toc_key(layer.digest, toc))
 
     async def _get_index(
         self, layer: Layer, index: Descriptor | None, progress: Progress
@@ -249,7 +293,7 @@ class Pull:
         with self._store.create("indexes") as new:
             new.file.write(data)
             new.file.flush()
-            found = _checked(new, layer, digest, len(data))
+            found = checked(new, layer, digest, len(data))
             new.keep(digest)
         return found
 
@@ -264,7 +308,7 @@ class Pull:
                     async with aclosing(self._pieces(layer, progress, data.file)) as pieces:
                         built = await build(pieces, layer, index.file)
                     await asyncio.to_thread(data.keep, layer.digest)
-            found = await asyncio.to_thread(_checked, index, layer, built.digest, built.size)
+            found = await asyncio.to_thread(checked, index, layer, built.digest, built.size)
             await asyncio.to_thread(index.keep, built.digest)
         return found
 
@@ -337,24 +381,17 @@ class Pull:
         )
 
 
-def indexes_of(image: Image) -> dict[str, Descriptor]:
-    """The indexes that the artifacts of an image hold: layer digest -> index, the first of each."""
-    found: dict[str, Descriptor] = {}
-    for _, manifest in image.artifacts:
-        for blob in manifest.layers:
-            layer = (blob.annotations or {}).get(LAYER)
-            if layer is not None and blob.media_type == INDEX_TYPE:
-                found.setdefault(layer, blob)
-    return found
-
-
-def _checked(new: New, layer: Layer, digest: str, size: int) -> IndexOf:
-    """What to remember of an index file; LayerError unless it is one, of that layer."""
-    with Index(new.path) as index:
-        found = index.header.layer
-        if (found.digest, found.size, found.diff_id) != (layer.digest, layer.size, layer.diff_id):
-            raise LayerError(f"the index {digest} is of another layer, {found.digest}")
-        return IndexOf(layer.digest, layer.diff_id, digest, index.root, size)
+async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
+    """What `call` returns, which is called again after what may pass."""
+    failures = 0
+    while True:
+        try:
+            return await call()
+        except OriginError as problem:
+            failures += 1
+            if not problem.retry or failures == _ATTEMPTS:
+                raise
+        await asyncio.sleep(_PAUSE * failures)
 
 
 Watcher = Callable[[list[Progress]], None]

@@ -30,7 +30,8 @@ during the call only."""
 
 _BUFFER = 16 * CHUNK
 _AHEAD = 4  # buffers that wait to be hashed
-_MAX_BLOB = PAGE << 32  # 32 bits of block number
+MAX_BLOB = PAGE << 32
+"""Bytes: EROFS has 32 bits of block number."""
 _FEW = 1 << 16  # entries of a chunk index that a sparse file may have: 512 KiB of metadata
 _MAX_PADDING = 1 << 30  # bytes of zeros in the blob that one sparse file may cost
 
@@ -63,8 +64,8 @@ class BlobBuilder:
     def place(self, entry: Entry) -> tuple[Extent, ...]:
         """Give the stored data of a regular file its place in the blob."""
         extents = self._whole(entry) if _is_whole(entry) else self._pieces(entry)
-        if self.size > _MAX_BLOB:
-            raise LayerError(f"more than {_MAX_BLOB} bytes of data in one layer: EROFS's limit")
+        if self.size > MAX_BLOB:
+            raise LayerError(f"more than {MAX_BLOB} bytes of data in one layer: EROFS's limit")
         return tuple(extents)
 
     def _whole(self, entry: Entry) -> list[Extent]:

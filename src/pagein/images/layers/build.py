@@ -118,7 +118,7 @@ class IndexBuilder:
                 return GzipUnpacker(self._take_tar, self._points.add, self._interval)
             case Compression.ZSTD:
                 return ZstdUnpacker(self._take_tar, self._points.add)
-            case Compression.NONE:
+            case _:
                 return _Plain(self._take_tar)
 
     def _take_tar(self, view: memoryview) -> None:
@@ -152,7 +152,7 @@ class IndexBuilder:
         header = indexwriter.write(
             out,
             header,
-            metadata=_metadata(tree, layer, size),
+            metadata=metadata_of(tree, layer, size),
             extents=(self._blob.offsets, self._blob.positions, self._blob.lengths),
             points=self._points.blocks(layer.size),
             digests=self._blob.digests,
@@ -182,12 +182,12 @@ async def build(
             waiting += piece
             if len(waiting) >= _FEED:
                 data, waiting = bytes(waiting), bytearray()
-                await _in_thread(builder.feed, data)
-        await _in_thread(builder.feed, bytes(waiting))
-        return await _in_thread(builder.finish, out)
+                await in_thread(builder.feed, data)
+        await in_thread(builder.feed, bytes(waiting))
+        return await in_thread(builder.finish, out)
 
 
-async def _in_thread(call: Callable[[P], T], argument: P) -> T:
+async def in_thread(call: Callable[[P], T], argument: P) -> T:
     """`call` in a thread, waited for also when we are cancelled: it uses what is then closed."""
     import asyncio
 
@@ -253,7 +253,7 @@ def _same(what: str, found: str, wanted: str) -> None:
         raise LayerError(f"{what} is {found}, not {wanted}")
 
 
-def _metadata(tree: Tree, layer: Layer, blob_size: int) -> Iterator[bytes]:
+def metadata_of(tree: Tree, layer: Layer, blob_size: int) -> Iterator[bytes]:
     """The EROFS image; the same one for the same layer, on every machine."""
     algorithm, _, digits = layer.digest.partition(":")
     uuid = hashlib.sha256(f"pagein layer {algorithm} {digits}".encode()).digest()[:16]

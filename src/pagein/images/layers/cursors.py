@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 
+from pagein.images.layers.chunks import Decoder
 from pagein.images.layers.errors import LayerError
-from pagein.images.layers.gzip import GzipDecoder
 from pagein.images.layers.index import Place
-from pagein.images.layers.zstd import ZstdDecoder
 from pagein.origins.base import Origin
 
 _FETCH = 1 << 20  # bytes that a cursor asks for at a time
@@ -22,9 +21,7 @@ _KEPT = 2
 class Cursors:
     """The cursors of one layer. `decoder` makes one for a place."""
 
-    def __init__(
-        self, origin: Origin, decoder: Callable[[Place], GzipDecoder | ZstdDecoder]
-    ) -> None:
+    def __init__(self, origin: Origin, decoder: Callable[[Place], Decoder]) -> None:
         self._origin = origin
         self._decoder = decoder
         self._idle: list[_Cursor] = []
@@ -58,7 +55,7 @@ class Cursors:
 class _Cursor:
     """A decoder, and the last part that came out of it."""
 
-    def __init__(self, place: Place, decoder: GzipDecoder | ZstdDecoder, origin: Origin) -> None:
+    def __init__(self, place: Place, decoder: Decoder, origin: Origin) -> None:
         self.number = place.number
         self.last: tuple[int, bytes] = (place.point.out, b"")
         self._at = place.start

@@ -65,11 +65,19 @@ def pack(key: int, content: bytes) -> Block:
 
 
 class Compression(IntEnum):
-    """How the tar is packed."""
+    """How the tar is packed, and what its points are."""
 
     NONE = 0
     GZIP = 1
     ZSTD = 2
+    GZIP_CHUNKS = 3
+    """Gzip members that the layer's own table of contents names, with digests: eStargz."""
+    ZSTD_CHUNKS = 4
+    """Likewise frames: zstd:chunked."""
+
+
+CHUNKED = (Compression.GZIP_CHUNKS, Compression.ZSTD_CHUNKS)
+"""Points hold chunks and their digests (`chunks`); there are no others of the data blob."""
 
 
 class Layer(NamedTuple):

@@ -204,13 +204,16 @@ class _Pending:
 
 
 class GzipDecoder:
-    """Decodes from a point on. Feed it the layer from byte `point.bit // 8` on."""
+    """Decodes from a point on. Feed it the layer from byte `point.bit // 8` on.
 
-    def __init__(self, point: Point) -> None:
-        self._point: Point | None = point
+    Without a point, from the header of a member on.
+    """
+
+    def __init__(self, point: Point | None = None) -> None:
+        self._point = point
         self._decoder: zlib._Decompress | None = None
         self._skip = 0  # bytes of a member's trailer that are still to come
-        self._between = False
+        self._between = point is None
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """What `data` decodes to, in pieces of up to 1 MiB; LayerError if it is damaged."""

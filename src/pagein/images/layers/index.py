@@ -18,7 +18,9 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from pagein.images.layers import chunks
 from pagein.images.layers import format as layout
+from pagein.images.layers.chunks import Chunk
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression, Header, Kind, Layer, Table
 from pagein.images.layers.point import Point
@@ -51,6 +53,8 @@ class Place(NamedTuple):
     size: int
     start: int
     end: int
+    chunks: tuple[Chunk, ...] = ()
+    """What it consists of, if the layer is one of chunks."""
 
 
 class Index:
@@ -116,6 +120,8 @@ class Index:
         """What lies between a point and the next; the last byte may be the next one's as well."""
         point, size = self.point(number), self.header.layer.size
         start = point.bit // 8
+        if self.header.compression in layout.CHUNKED:
+            return self._of_chunks(number, point)
         end = -(-self.point(number + 1).bit // 8) if number + 1 < self.points else size
         if start >= end:
             raise self._error(f"point {number}", "not before the next one")
@@ -226,6 +232,18 @@ class Index:
         packed = header.compression is not Compression.NONE
         if packed and header.tar_size and (not self.points or self.point_out(0) != 0):
             raise self._error("points", "none at the start")
+
+    def _of_chunks(self, number: int, point: Point) -> Place:
+        try:
+            end, found = chunks.unpack(point.window)
+        except LayerError as error:
+            raise self._error(f"point {number}", str(error)) from None
+        size, start = self.point_out(number + 1) - point.out, point.bit // 8
+        if start != found[0].start or end > self.header.layer.size:
+            raise self._error(f"point {number}", "not within the layer")
+        if size != sum(chunk.size for chunk in found):
+            raise self._error(f"point {number}", "not of the size that it should be")
+        return Place(number, point._replace(window=b""), size, start, end, tuple(found))
 
     def _extents(self, number: int) -> _Extents:
         """A block of extents, its gaps added up again."""

@@ -17,11 +17,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+from pagein.images.layers.chunks import Decoder
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.guesses import Guesses
-from pagein.images.layers.gzip import GzipDecoder
 from pagein.images.layers.index import Place
-from pagein.images.layers.zstd import ZstdDecoder
 from pagein.origins.base import Origin, OriginError
 
 KEPT: Final = 64 << 20
@@ -66,9 +65,7 @@ class Kept:
 class Span:
     """One span: what of it was received, and what of that was decoded."""
 
-    def __init__(
-        self, place: Place, decoder: GzipDecoder | ZstdDecoder, tasks: set[asyncio.Task[None]]
-    ) -> None:
+    def __init__(self, place: Place, decoder: Decoder, tasks: set[asyncio.Task[None]]) -> None:
         """`tasks` is where what runs stands, for its owner to end."""
         self.number = place.number
         self.out = place.point.out

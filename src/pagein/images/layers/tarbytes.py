@@ -12,12 +12,14 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Final
 
+from pagein.images.layers.chunks import ChunkDecoder, Decoder
 from pagein.images.layers.cursors import Cursors
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression
 from pagein.images.layers.guesses import at_once
 from pagein.images.layers.gzip import GzipDecoder
 from pagein.images.layers.index import Index, Place
+from pagein.images.layers.point import Point
 from pagein.images.layers.spans import Kept, Span, Transfer, own
 from pagein.images.layers.zstd import ZstdDecoder
 from pagein.origins.base import Origin
@@ -185,9 +187,16 @@ class TarBytes:
         self._kept.touch(span, self._spans)
         return span
 
-    def _decoder(self, place: Place) -> GzipDecoder | ZstdDecoder:
-        gzip = self._index.header.compression is Compression.GZIP
-        return GzipDecoder(place.point) if gzip else ZstdDecoder(place.point)
+    def _decoder(self, place: Place) -> Decoder:
+        match self._index.header.compression:
+            case Compression.GZIP:
+                return GzipDecoder(place.point)
+            case Compression.GZIP_CHUNKS:
+                return ChunkDecoder(place.start, place.end, place.chunks, _member)
+            case Compression.ZSTD_CHUNKS:
+                return ChunkDecoder(place.start, place.end, place.chunks, _frame)
+            case _:
+                return ZstdDecoder(place.point)
 
     # ---- in threads
 
@@ -207,6 +216,14 @@ class TarBytes:
         if place.end > self._index.header.layer.size:
             raise LayerError(f"point {number} of the index lies outside of the layer")
         return place
+
+
+def _member(_: int) -> GzipDecoder:
+    return GzipDecoder()
+
+
+def _frame(start: int) -> ZstdDecoder:
+    return ZstdDecoder(Point(0, start * 8, b""))
 
 
 class Run:
