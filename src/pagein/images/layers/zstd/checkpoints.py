@@ -64,7 +64,7 @@ class Checkpoint:
         """Whether it is one, or will never be."""
         return self.dropped or (self.made is not None and self.patches.settled)
 
-    def make(self, planes: Callable[[], Planes], after: Sequence[Piece]) -> None:
+    def make(self, planes: Callable[[int], Planes], after: Sequence[Piece]) -> None:
         """All blocks up to `end` have been seen; `after` is what they gave.
 
         If it cannot be made it is dropped.
@@ -87,7 +87,7 @@ class Checkpoint:
     def _make(
         self,
         blocks: Sequence[tuple[Block, Sections | None]],
-        planes: Callable[[], Planes],
+        planes: Callable[[int], Planes],
         before: Sequence[Piece],
         after: Sequence[Piece],
     ) -> State:
@@ -107,7 +107,7 @@ class Checkpoint:
     def _ranges(
         self,
         blocks: Sequence[tuple[Block, Sections | None]],
-        planes: Callable[[], Planes],
+        planes: Callable[[int], Planes],
         have: int,
         size: int,
     ) -> list[tuple[int, int]]:
@@ -115,7 +115,7 @@ class Checkpoint:
         if not any(parts is not None and parts.amount for _, parts in blocks):
             return []
         body = _stencils(blocks, self.reps, self._tables)
-        labels = planes()
+        labels = planes(have)
         shift = have - labels.size - JUNK  # from places to the bytes before the point
         found = [(max(0, have - _ALWAYS), have)]
         for start, end in reversed(labels.sources(body, JUNK, size, _GAP)):

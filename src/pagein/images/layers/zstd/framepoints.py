@@ -13,20 +13,22 @@ from pagein.images.layers.zstd.planes import Planes
 from pagein.images.layers.zstd.reps import RepeatOffsets
 from pagein.images.layers.zstd.sections import Sections
 
-Submit = Callable[[Checkpoint, Callable[[], Planes], Sequence[Piece]], None]
+Submit = Callable[[Checkpoint, Callable[[int], Planes], Sequence[Piece]], None]
 """Has a checkpoint made, all that it needs being known."""
+
+_PENDING = 2 << 20  # bytes that blocks may have given of which we were not told yet
 
 
 class FramePoints:
     """Tell it of each block and of all output; `begin` points between blocks."""
 
     def __init__(
-        self, window: int, checked: bool, out: int, planes: Callable[[], Planes], submit: Submit
+        self, window: int, checked: bool, out: int, planes: Callable[[int], Planes], submit: Submit
     ) -> None:
         """Of a frame with a window of `window` bytes, whose output begins at `out` in the tar."""
         self._window = window
         self._checked = checked
-        self._start = out
+        self._start = self._out = out
         self._planes = planes
         self._submit = submit
         self._tables = Tables()
@@ -39,7 +41,7 @@ class FramePoints:
         """A point before the next block, if that can be: at `out` in the tar, `at` in the layer."""
         checkpoint = Checkpoint(out, at, self._window, self._checked, self._tables)
         try:
-            checkpoint.reps = self._reps.get()
+            checkpoint.reps = self._reps.get(self._have())
         except (Unfit, Damaged):
             return None
         checkpoint.before = self._output(max(self._start, out - self._window), out)
@@ -58,13 +60,13 @@ class FramePoints:
                 each for each in self._watching if each.collecting or not each.patches.settled
             ]
         if parts is not None:
-            self._reps.see(parts, self._tables)
+            self._reps.see(parts, self._tables, self._have())
             self._tables = self._tables.after(block.payload, parts)
 
     def output(self, out: int, data: bytes) -> None:
         """What the blocks so far have given, from `out` on."""
         self._history.append((out, data))
-        out += len(data)
+        self._out = out = out + len(data)
         while self._open and self._open[0].end <= out:
             self._make(out)
         needed = min([out - self._window, *(each.out for each in self._open)])
@@ -77,6 +79,10 @@ class FramePoints:
             checkpoint.patches.end()
         while self._open:
             self._make(out)
+
+    def _have(self) -> int:
+        """Bytes that blocks may look back, at most."""
+        return min(self._window, self._out - self._start + _PENDING)
 
     def _make(self, out: int) -> None:
         checkpoint = self._open.popleft()

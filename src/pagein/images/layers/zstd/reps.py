@@ -17,6 +17,7 @@ from typing import Final
 
 from pagein.images.layers.zstd import patch, synthetic
 from pagein.images.layers.zstd.frames import MAX_BLOCK
+from pagein.images.layers.zstd.library import Damaged
 from pagein.images.layers.zstd.patch import Tables, Unfit
 from pagein.images.layers.zstd.planes import STREAM, Planes
 from pagein.images.layers.zstd.sections import Sections
@@ -38,33 +39,44 @@ assert _GROUP * MAX_BLOCK + 4 * _LITTLE <= STREAM
 class RepeatOffsets:
     """Those of one frame. `see` each of its blocks with sequences, in order."""
 
-    def __init__(self, window: int, planes: Callable[[], Planes]) -> None:
+    def __init__(self, window: int, planes: Callable[[int], Planes]) -> None:
         self._planes = planes  # made when the first question is asked
         self._most = max(_HELD, window // MAX_BLOCK)
-        self._known = START
+        self._known: Reps | None = START
         self._since: list[Record] = []
 
-    def see(self, block: Sections, tables: Tables) -> None:
-        """The next block; `tables` are those before it."""
+    def see(self, block: Sections, tables: Tables, have: int) -> None:
+        """The next block; `tables` are those before it, `have` as for `get`."""
         if block.amount:
             self._since.append((block, tables))
             if len(self._since) >= self._most:
-                self.get()
+                try:
+                    self.get(have)
+                except (Unfit, Damaged):
+                    self._known = None
+                    del self._since[:-_GROUP]
 
-    def get(self) -> Reps:
-        """What they are now. `Unfit` if that cannot be found out."""
+    def get(self, have: int) -> Reps:
+        """What they are now, when the window holds `have` bytes, or a block less.
+
+        `Unfit` if that cannot be found out.
+        """
         if self._since:
-            self._known = self._ask()
+            self._known = self._ask(self._planes(have))
             self._since.clear()
+        if self._known is None:
+            raise Unfit("repeat offsets of unknown blocks")
         return self._known
 
-    def _ask(self) -> Reps:
-        planes, count = self._planes(), 1
+    def _ask(self, planes: Planes) -> Reps:
+        count = 1
         while count <= _GROUP and count < len(self._since):
             found = _behind(planes, self._since[-count:], _UNKNOWN)
             if not any(_UNKNOWN[0] - _MADE < rep <= _UNKNOWN[2] for rep in found):
                 return found
             count *= 2
+        if self._known is None:
+            raise Unfit("repeat offsets of unknown blocks")
         found = self._known
         for at in range(0, len(self._since), _GROUP):
             found = _behind(planes, self._since[at : at + _GROUP], found)

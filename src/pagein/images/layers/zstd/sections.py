@@ -118,7 +118,7 @@ def descriptions(block: Sections) -> list[bytes]:
         elif mode == DESCRIBED:
             end = at + fse_size(block.sequences[at : at + _MAX_DESCRIPTION])
         if end > len(block.sequences):
-            raise IndexError
+            raise LayerError("zstd: a damaged block: its tables do not end")
         found.append(block.sequences[at:end])
         at = end
     return found
@@ -150,5 +150,5 @@ def fse_size(data: bytes) -> int:
         if at > 8 * len(data):
             break
     if remaining != 1 or at > 8 * len(data):
-        raise LayerError("damaged table")
+        raise LayerError("zstd: a damaged block: no table of probabilities")
     return (at + 7) // 8

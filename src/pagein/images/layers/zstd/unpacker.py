@@ -16,7 +16,7 @@ from pagein.images.layers.zstd.decoder import BLOCKS
 from pagein.images.layers.zstd.framepoints import FramePoints
 from pagein.images.layers.zstd.frames import COMPRESSED, Block, Frame, Walk
 from pagein.images.layers.zstd.library import Damaged, Stream, library
-from pagein.images.layers.zstd.planes import Planes
+from pagein.images.layers.zstd.planes import LEAST, Planes
 from pagein.images.layers.zstd.sections import Sections
 
 SPAN: Final = 8 << 20
@@ -96,7 +96,7 @@ class ZstdUnpacker:
             frame.window,
             frame.checked,
             self._out,
-            lambda: self._labels(frame.window),
+            self._labels,
             self._making.submit,
         )
 
@@ -164,14 +164,16 @@ class ZstdUnpacker:
             packed = PACKED_INTERVAL  # it hardly compresses, and so a point takes hardly anything
         return out > 0 and (out >= interval or took >= packed)
 
-    def _labels(self, window: int) -> Planes:
+    def _labels(self, have: int) -> Planes:
+        """Windows of labels as large as one that holds `have` bytes. Called from both threads."""
         with self._lock:
-            if self._planes is None or self._planes.size < window:
-                self._planes = Planes(window)
+            if self._planes is None or self._planes.size < have:
+                self._planes = None  # first: they are large
+                self._planes = Planes(1 << (have - 1).bit_length() if have > LEAST else have)
             return self._planes
 
     def _make(
-        self, checkpoint: Checkpoint, planes: Callable[[], Planes], after: Sequence[Piece]
+        self, checkpoint: Checkpoint, planes: Callable[[int], Planes], after: Sequence[Piece]
     ) -> None:
         checkpoint.make(planes, after)
         self._release()
