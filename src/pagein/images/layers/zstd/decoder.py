@@ -11,6 +11,7 @@ from pagein.images.layers.zstd import state, synthetic
 from pagein.images.layers.zstd.frames import Block, Frame, Walk
 from pagein.images.layers.zstd.library import Damaged, Stream, library
 from pagein.images.layers.zstd.patch import Splicer
+from pagein.images.layers.zstd.state import State
 
 BLOCKS: Final = 8
 """Given to the decoder at a time: at most 1 MiB of output, whatever a damaged layer claims."""
@@ -21,17 +22,17 @@ class ZstdDecoder:
 
     def __init__(self, point: Point | None = None) -> None:
         self._point = point
-        at = point.bit // 8 if point is not None else 0
-        inside = point is not None and bool(point.window)
-        self._state = state.unpack(point.window) if point is not None and inside else None
-        self._splicer = Splicer(self._state.splices) if self._state is not None else None
-        self._walk = Walk(at, checked=self._state.checked if self._state is not None else None)
+        self._start = point.bit // 8 if point is not None else 0
+        self._walk: Walk | None = None
+        self._state: State | None = None
+        self._splicer: Splicer | None = None
         self._stream: Stream | None = None
         self._parts: list[bytes] = []
-        self._start = at
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """What `data` decodes to, in pieces of up to 1 MiB; LayerError if it is damaged."""
+        if self._walk is None:
+            self._walk = self._enter()
         if self._splicer is not None:
             data = self._splicer.feed(data)
         blocks = 0
@@ -56,27 +57,33 @@ class ZstdDecoder:
                 self._stream = self._state = None
         yield from self._decode()
 
+    def _enter(self) -> Walk:
+        """Become what a decoder is that has come to the point."""
+        point, self._point = self._point, None
+        if point is None or not point.window:
+            return Walk(self._start)
+        entered = self._state = state.unpack(point.window)
+        self._splicer = Splicer(entered.splices)
+        try:
+            dictionary = library().dictionary(synthetic.dictionary(entered.reps, entered.content()))
+            self._stream = library().stream(dictionary)
+        except Damaged as error:
+            raise LayerError(
+                f"zstd: the point at offset {self._start} is damaged: {error}"
+            ) from None
+        self._parts.append(synthetic.header(entered.window))
+        return Walk(self._start, checked=entered.checked)
+
     def _decode(self) -> Iterator[bytes]:
         if not any(self._parts):
             return
-        if self._stream is None:
-            self._enter()
         data = b"".join(self._parts)
         self._parts.clear()
         assert self._stream is not None
         try:
             output = self._stream.decompress(data)
         except Damaged as error:
-            raise LayerError(
-                f"zstd: the frame at offset {self._start} is damaged: {error}"
-            ) from None
+            where = self._start
+            raise LayerError(f"zstd: the frame at offset {where} is damaged: {error}") from None
         if output:
             yield output
-
-    def _enter(self) -> None:
-        """Make the decoder what it is in the middle of the frame."""
-        entered = self._state
-        assert entered is not None
-        dictionary = library().dictionary(synthetic.dictionary(entered.reps, entered.content()))
-        self._stream = library().stream(dictionary)
-        self._parts.insert(0, synthetic.header(entered.window))

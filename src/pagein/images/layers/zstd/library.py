@@ -82,7 +82,10 @@ class _Zstandard:
 
     def _decompressor(self, dictionary: Any) -> Any:
         given = {} if dictionary is None else {"dict_data": dictionary}
-        return self._module.ZstdDecompressor(max_window_size=MAX_WINDOW, **given)
+        try:
+            return self._module.ZstdDecompressor(max_window_size=MAX_WINDOW, **given)
+        except self._module.ZstdError as error:
+            raise Damaged(str(error)) from None
 
 
 class _Standard:
@@ -109,7 +112,10 @@ class _Standard:
 
     def _decompressor(self, dictionary: Any) -> Any:
         options = {self._module.DecompressionParameter.window_log_max: _WINDOW_LOG}
-        return self._module.ZstdDecompressor(zstd_dict=dictionary, options=options)
+        try:
+            return self._module.ZstdDecompressor(zstd_dict=dictionary, options=options)
+        except self._module.ZstdError as error:
+            raise Damaged(str(error)) from None
 
 
 class _Converted:
