@@ -45,11 +45,13 @@ def by_command(*command: str) -> Encode:
     return encode
 
 
-def flushed(level: int, sizes: list[int]) -> Encode:
-    """In blocks of these sizes, again and again."""
+def flushed(given: zstandard.ZstdCompressionParameters | int, sizes: list[int]) -> Encode:
+    """In blocks of these sizes, again and again; by parameters, or a level."""
+    if isinstance(given, int):
+        given = zstandard.ZstdCompressionParameters.from_level(given)
 
     def encode(data: bytes) -> bytes:
-        made = zstandard.ZstdCompressor(level=level).compressobj()
+        made = zstandard.ZstdCompressor(compression_params=given).compressobj()
         parts: list[bytes] = []
         at = number = 0
         while at < len(data):

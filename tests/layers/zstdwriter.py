@@ -26,7 +26,7 @@ SYMBOLS = (range(16), range(12), range(32))
 
 def _descriptions() -> tuple[bytes, bytes, bytes]:
     """The predefined distributions, described."""
-    data = synthetic.dictionary((1, 4, 8), b"")[10:-12]
+    data = bytes(synthetic.dictionary((1, 4, 8), 0)[0][10:-12])
     found, at = [], 0
     for _ in range(3):  # offsets, match lengths, literals lengths
         size = fse_size(data[at:])

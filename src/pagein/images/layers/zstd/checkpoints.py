@@ -148,7 +148,7 @@ def _right(made: State, blocks: Sequence[Block], after: Sequence[Piece], size: i
         head = (int.from_bytes(block.head, "little") & ~1).to_bytes(3, "little")
         parts.append(splicer.feed(head + block.payload))
     parts.append(END)
-    dictionary = library().dictionary(synthetic.dictionary(made.reps, made.content()))
+    dictionary = library().dictionary(made.dictionary())
     output = library().decode(b"".join(parts), dictionary)
     at = 0
     for _, data in after:

@@ -65,7 +65,7 @@ class ZstdDecoder:
         entered = self._state = state.unpack(point.window)
         self._splicer = Splicer(entered.splices)
         try:
-            dictionary = library().dictionary(synthetic.dictionary(entered.reps, entered.content()))
+            dictionary = library().dictionary(entered.dictionary())
             self._stream = library().stream(dictionary)
         except Damaged as error:
             raise LayerError(

@@ -36,7 +36,7 @@ class Stream(Protocol):
 class Library(Protocol):
     """One way to get at libzstd."""
 
-    def dictionary(self, content: bytes) -> Any:
+    def dictionary(self, content: bytearray) -> Any:
         """A formatted dictionary (RFC 8878 5), to be used in any number of threads."""
 
     def decode(self, frame: bytes, dictionary: Any) -> bytes:
@@ -67,7 +67,7 @@ class _Zstandard:
     def __init__(self, module: Any) -> None:
         self._module = module
 
-    def dictionary(self, content: bytes) -> Any:
+    def dictionary(self, content: bytearray) -> Any:
         return self._module.ZstdCompressionDict(content, dict_type=self._module.DICT_TYPE_FULLDICT)
 
     def decode(self, frame: bytes, dictionary: Any) -> bytes:
@@ -94,7 +94,7 @@ class _Standard:
     def __init__(self, module: Any) -> None:
         self._module = module
 
-    def dictionary(self, content: bytes) -> Any:
+    def dictionary(self, content: bytearray) -> Any:
         return self._module.ZstdDict(content)
 
     def decode(self, frame: bytes, dictionary: Any) -> bytes:

@@ -16,7 +16,7 @@ from pagein.images.layers.zstd.frames import END
 from pagein.images.layers.zstd.library import library
 from pagein.images.layers.zstd.synthetic import BLANK
 
-LEAST: Final = 8 << 20
+LEAST: Final = 1 << 20
 """Bytes: windows of labels are not smaller."""
 
 STREAM: Final = 4 << 20
@@ -102,8 +102,9 @@ class Planes:
             yield plane, self._kept[plane] if self._kept else self._dictionary(plane)
 
     def _dictionary(self, plane: int) -> Any:
-        content = self.labels(plane, 0, self.size)
-        return library().dictionary(synthetic.dictionary(synthetic.START, content))
+        made, content = synthetic.dictionary(synthetic.START, self.size)
+        content[:] = self.labels(plane, 0, self.size)
+        return library().dictionary(made)
 
 
 def _number(code: int) -> int:

@@ -13,7 +13,6 @@ the answers is in labels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
 
 from pagein.images.layers.zstd import patch, synthetic
 from pagein.images.layers.zstd.frames import MAX_BLOCK
@@ -26,9 +25,6 @@ from pagein.images.layers.zstd.synthetic import JUNK, START, Reps
 Record = tuple[Sections, Tables]
 """A block with sequences, and the tables before it."""
 
-_UNKNOWN: Final[Reps] = (5_000_001, 5_000_002, 5_000_003)
-"""What stands for repeat offsets that are not known: what may be made of them is treated so too."""
-_MADE = 1 << 18  # a sequence may make a repeat offset one less
 _GROUP = 16  # blocks that are decoded at once
 _LITTLE = 64
 _HELD = 64  # blocks of which the last offsets known are before the first
@@ -71,8 +67,12 @@ class RepeatOffsets:
     def _ask(self, planes: Planes) -> Reps:
         count = 1
         while count <= _GROUP and count < len(self._since):
-            found = _behind(planes, self._since[-count:], _UNKNOWN)
-            if not any(_UNKNOWN[0] - _MADE < rep <= _UNKNOWN[2] for rep in found):
+            records = self._since[-count:]
+            found = _behind(planes, records, (planes.size, planes.size - 1, planes.size - 2))
+            # What is not known is the largest there can be; each sequence may make one of them less
+            # by one. What may have come of them is not known either.
+            sequences = sum(block.amount for block, _ in records)
+            if max(found) < planes.size - 2 - sequences:
                 return found
             count *= 2
         if self._known is None:

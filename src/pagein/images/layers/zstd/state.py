@@ -37,13 +37,14 @@ class State(NamedTuple):
     kept: bytes
     """They, one after the other."""
 
-    def content(self) -> bytearray:
-        """The bytes before the point."""
-        content, at = bytearray(self.length), 0
+    def dictionary(self) -> bytearray:
+        """For a decoder that is to go on there."""
+        made, content = synthetic.dictionary(self.reps, self.length)
+        at = 0
         for start, end in self.runs:
             content[start:end] = self.kept[at : at + end - start]
             at += end - start
-        return content
+        return made
 
 
 def pack(state: State) -> bytes:

@@ -55,9 +55,15 @@ def window(descriptor: int) -> int:
     return (8 + (descriptor & 7)) << (7 + (descriptor >> 3))
 
 
-def dictionary(reps: Reps, content: bytes | bytearray) -> bytes:
-    """With tables that nothing uses; `content` is at least as long as the largest of `reps`."""
-    return b"".join((_ENTROPY, struct.pack("<3I", *reps), content))
+def dictionary(reps: Reps, length: int) -> tuple[bytearray, memoryview]:
+    """One whose tables nothing uses, and the part of it that is for its content: `length` zeros.
+
+    They are at least as many as the largest of `reps`.
+    """
+    head = _ENTROPY + struct.pack("<3I", *reps)
+    made = bytearray(len(head) + length)
+    made[: len(head)] = head
+    return made, memoryview(made)[len(head) :]
 
 
 def block(kind: int, size: int, payload: bytes, *, last: bool = False) -> bytes:
