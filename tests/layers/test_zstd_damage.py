@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 from tests.layers import zstdencoders, zstdwriter
-from tests.layers.rig import Bytes, Indexed
+from tests.layers.rig import Bytes, Indexed, member, tar_of
 from tests.memory import forget_peak, peak
 
 from pagein.images.layers import pointlist
@@ -73,9 +73,9 @@ def flips(data: bytes) -> Iterator[bytes]:
 def test_each_flipped_bit_of_an_index_is_found_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unpacker, "SPAN", 3000)
-    content = zstdencoders.tar_of_text(random.Random(1), 15_000)
-    made = Indexed(packed(content, 10, (1000,)), tmp_path / "index")
+    monkeypatch.setattr(unpacker, "SPAN", 1000)
+    text = b" ".join(b"%d" % (n * n) for n in range(700))
+    made = Indexed(packed(tar_of(member(b"a", data=text)), 10, (1000,)), tmp_path / "index")
     with made.opened() as index:
         assert sum(bool(index.point(number).window) for number in range(index.points)) >= 3
     path = tmp_path / "flipped"
