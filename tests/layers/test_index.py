@@ -105,7 +105,7 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     good[8] += 1
     path = tmp_path / "newer"
     path.write_bytes(good)
-    with pytest.raises(LayerError, match="index version 2: 1 is known"):
+    with pytest.raises(LayerError, match="index version 3: 2 is known"):
         Index(path)
 
 

@@ -44,7 +44,7 @@ def test_frames_of_every_kind(step: int) -> None:
     content = b"".join(part for part in parts for _ in range(2))
     out, points = unpack(data, step)
     assert out == content
-    assert len(points) == 2 * 5  # the empty frames are none of their own
+    assert [point.out for point in points] == [0, 341_024]  # short frames have none of their own
     for point in points:
         decoder = ZstdDecoder(point)
         assert b"".join(decoder.feed(data[point.bit // 8 :])) == content[point.out :]

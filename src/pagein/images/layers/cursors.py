@@ -1,4 +1,4 @@
-"""Spans too large to be decoded whole: a zstd layer that is one frame, gzip of nothing but zeros.
+"""Spans too large to be decoded whole: zstd with a window of 128 MiB, gzip of nothing but zeros.
 
 Decoders stand where the last reader left them; whoever reads on from there pays for no more than
 that.

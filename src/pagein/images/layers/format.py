@@ -14,7 +14,9 @@ from enum import IntEnum
 from typing import NamedTuple
 
 MAGIC = b"pageinLX"
-VERSION = 1
+VERSION = 2
+READ = (1, 2)
+"""Versions that are read. In the first one all points of zstd layers are where frames begin."""
 DIGEST = 32  # bytes of a SHA-256
 
 FIXED = struct.Struct("<8sIIQQQQQIIII")
@@ -30,6 +32,8 @@ STRING = struct.Struct("<H")
 BLOCK_SIZE = 64 << 10
 """Most bytes of a block, unpacked, but for POINTS."""
 MAX_BLOCK = 1 << 20
+MAX_POINT = 16 << 20
+"""Most bytes of a block of POINTS, unpacked."""
 EXTENTS = 2048
 """Extents of a block: three columns of 64 bits."""
 DIGESTS = BLOCK_SIZE // DIGEST

@@ -26,6 +26,7 @@ from pagein.images.layers.format import Compression, Header, Kind, Layer, Table
 from pagein.images.layers.point import Point
 
 _KEPT = 16  # unpacked blocks of a section
+_KEPT_BYTES = 1 << 20
 _UNPACKED = 4  # blocks of extents as columns, 48 KiB each
 
 
@@ -207,7 +208,7 @@ class Index:
         magic, version, size, file_size = fields[:4]
         if magic != layout.MAGIC:
             raise LayerError(f"{self.path}: not an index of a layer")
-        if version != layout.VERSION:
+        if version not in layout.READ:
             raise LayerError(f"{self.path}: index version {version}: {layout.VERSION} is known")
         if not layout.FIXED.size < size <= min(len(self._map), 1 << 20):
             raise self._error("the header", "impossible size")
@@ -296,10 +297,16 @@ class _Section:
         content = self._kept.get(number)
         if content is None:
             content = self._read(number)
-            if len(self._kept) >= _KEPT:
-                self._kept.pop(next(iter(self._kept), -1), None)
-            self._kept[number] = content
+            self._keep(number, content)
         return content
+
+    def _keep(self, number: int, content: bytes) -> None:
+        held = sum(map(len, list(self._kept.values()))) + len(content)
+        for each in list(self._kept):
+            if len(self._kept) < _KEPT and held <= _KEPT_BYTES:
+                break
+            held -= len(self._kept.pop(each, b""))
+        self._kept[number] = content
 
     def _entry(self, number: int) -> tuple[int, int, int, int, bytes]:
         if not 0 <= number < self.count:
@@ -313,7 +320,7 @@ class _Section:
         stored = self._map[offset : offset + stored_size]
         if hashlib.sha256(stored).digest() != sha256:
             raise self._error(where, "wrong digest: it is damaged")
-        if size > layout.MAX_BLOCK:
+        if size > (layout.MAX_POINT if self._table.kind is Kind.POINTS else layout.MAX_BLOCK):
             raise self._error(where, f"too large: {size} bytes")
         content = stored
         if size != stored_size:

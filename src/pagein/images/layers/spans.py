@@ -79,7 +79,7 @@ class Span:
         self.transfer: Transfer | None = None
         self.guess: int | None = None
         """If nobody asked for it yet: how many guesses before it, in a row, came true."""
-        self._decoder = decoder
+        self._decoder: GzipDecoder | ZstdDecoder | None = decoder
         self._tasks = tasks
         self._packed: list[bytes] = []
         self._data = bytearray()
@@ -191,15 +191,17 @@ class Span:
 
     def _unpack(self, packed: bytes) -> int:
         """In a thread: decode `packed` behind what there is; where that ends."""
-        filled = self._filled
+        filled, decoder = self._filled, self._decoder
+        assert decoder is not None
         if not self._data:
             self._data = bytearray(self.size)
         with memoryview(self._data) as view:
-            for piece in self._decoder.feed(packed):
+            for piece in decoder.feed(packed):
                 taken = min(len(piece), self.size - filled)
                 view[filled : filled + taken] = piece[:taken]
                 filled += taken
                 if filled == self.size:
+                    self._decoder = None  # that of zstd is twice as large as its window
                     break
         return filled
 

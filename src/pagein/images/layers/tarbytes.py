@@ -24,8 +24,9 @@ from pagein.images.layers.spans import Kept, Span, Transfer, own
 from pagein.images.layers.zstd import ZstdDecoder
 from pagein.origins.base import Origin
 
-WHOLE: Final = 8 << 20
-"""Bytes: larger spans are not decoded whole."""
+WHOLE: Final = 32 << 20
+"""Bytes: larger spans are not decoded whole. Those of zstd have 8 MiB, or three times as much where
+points would take too much of an index."""
 
 REQUEST: Final = 4 << 20
 """Bytes of the layer that one request asks for, unless a single span has more."""

@@ -1,0 +1,112 @@
+"""Windows of labels, and what comes of them: which byte a decoder has taken from where.
+
+A label is a place, a number to the base of 255, one digit a window: so a stencil is decoded with
+three windows of 8 MiB, which differ in nothing but their content (four if they are larger than
+16 MiB), and what comes out of all of them side by side names the places. Blanks stay blank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from operator import sub
+from typing import Any, Final
+
+from pagein.images.layers.zstd import synthetic
+from pagein.images.layers.zstd.frames import END
+from pagein.images.layers.zstd.library import library
+from pagein.images.layers.zstd.synthetic import BLANK
+
+LEAST: Final = 1 << 20
+"""Bytes: windows of labels are not smaller."""
+
+STREAM: Final = 4 << 20
+"""Places beyond the window: for labels that are put into frames."""
+
+_STRIDE = 3
+_BASE = 255
+_DIGITS: Final = bytes(byte for byte in range(256) if byte != BLANK)
+_VALUES: Final = bytes(max(0, _DIGITS.find(byte)) for byte in range(256))
+
+Body = Sequence[bytes]
+"""What a frame has between its header and its end: the same for all planes, or one for each."""
+
+
+class Planes:
+    """Windows of labels for frames whose window is `window` bytes at most."""
+
+    def __init__(self, window: int) -> None:
+        self.size: Final = max(LEAST, window)
+        """Bytes of a window of labels."""
+        self.count: Final = 3 if self.size + STREAM <= _BASE**3 else 4
+        few = self.count == 3  # then they are kept: all points need them
+        self._kept = [self._dictionary(plane) for plane in range(self.count)] if few else []
+
+    def labels(self, plane: int, start: int, end: int) -> bytes:
+        """Those of the places from `start` to `end`, in one window."""
+        unit = int(_BASE**plane)
+        first, last = start // unit, -(-end // unit)
+        if not plane:
+            digits = _DIGITS * (last // _BASE + 1 - first // _BASE)
+            return digits[start % _BASE :][: end - start]
+        digits = b"".join(_DIGITS[n % _BASE : n % _BASE + 1] * unit for n in range(first, last))
+        return digits[start - first * unit :][: end - start]
+
+    def ask(self, bodies: Sequence[Body]) -> list[list[bytes]]:
+        """What becomes of each body, in each plane."""
+        found: list[list[bytes]] = [[] for _ in bodies]
+        for plane, dictionary in self._dictionaries():
+            for outputs, body in zip(found, bodies, strict=True):
+                stream = library().stream(dictionary)
+                frame = synthetic.header(self.size) + body[plane % len(body)] + END
+                outputs.append(stream.decompress(frame))
+        return found
+
+    def place(self, outputs: Sequence[bytes], at: int) -> int:
+        """Which place the byte at `at` comes from; -1 for a blank."""
+        digits = [output[at] for output in outputs]
+        if BLANK in digits:
+            return -1
+        return sum(_VALUES[digit] * _BASE**plane for plane, digit in enumerate(digits))
+
+    def sources(self, body: bytes, skip: int, size: int, gap: int) -> list[tuple[int, int]]:
+        """Which ranges of the window come out, sorted; those no further apart than `gap` are one.
+
+        `body` gives `skip` bytes that do not count, and `size` others. No match is shorter than
+        three bytes (RFC 8878 3.1.1.3.2.1.1). So one byte in three is looked at, and two more are
+        taken on either side of where it comes from.
+        """
+        frame = synthetic.header(self.size, skip + size) + body + END
+        packed = bytearray()
+        for plane, dictionary in self._dictionaries():
+            sample = library().decode(frame, dictionary)[skip::_STRIDE]
+            column = sample.translate(_VALUES, bytes((BLANK,)))
+            packed = packed or bytearray(4 * len(column))
+            packed[plane::4] = column
+        with memoryview(packed) as view, view.cast("I") as numbers:
+            # Digits to the base of 256: in the same order, and where one is carried one more apart.
+            found = sorted(set(numbers))
+        if not found:
+            return []
+        wide = gap + 2 * _STRIDE - 2
+        breaks = [at for at, apart in enumerate(map(sub, found[1:], found)) if apart > wide]
+        firsts = [found[0], *(found[at + 1] for at in breaks)]
+        lasts = [*(found[at] for at in breaks), found[-1]]
+        reach = _STRIDE - 1
+        return [
+            (max(0, _number(first) - reach), min(self.size, _number(last) + reach + 1))
+            for first, last in zip(firsts, lasts, strict=True)
+        ]
+
+    def _dictionaries(self) -> Iterator[tuple[int, Any]]:
+        for plane in range(self.count):
+            yield plane, self._kept[plane] if self._kept else self._dictionary(plane)
+
+    def _dictionary(self, plane: int) -> Any:
+        made, content = synthetic.dictionary(synthetic.START, self.size)
+        content[:] = self.labels(plane, 0, self.size)
+        return library().dictionary(made)
+
+
+def _number(code: int) -> int:
+    """The place, of its digits as bytes."""
+    return sum(_BASE**plane * (code >> 8 * plane & 255) for plane in range(4))
