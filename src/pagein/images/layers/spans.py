@@ -79,7 +79,7 @@ class Span:
         self.transfer: Transfer | None = None
         self.guess: int | None = None
         """If nobody asked for it yet: how many guesses before it, in a row, came true."""
-        self._decoder: GzipDecoder | ZstdDecoder | None = decoder
+        self._decoder: Decoder | None = decoder
         self._tasks = tasks
         self._packed: list[bytes] = []
         self._data = bytearray()
