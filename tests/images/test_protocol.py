@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from pagein.images.auth import Challenge
 from pagein.images.protocol import (
-    ATTEMPTS,
     MAX_PAUSE,
     MAX_REDIRECTS,
     Action,
@@ -24,9 +23,9 @@ from pagein.images.protocol import (
     origin_of,
     registry_errors,
     resolve_url,
-    retry_after,
 )
 from pagein.origins.base import OriginError
+from pagein.origins.retry import ATTEMPTS, retry_after
 
 URL = "https://r.example/v2/app/blobs/sha256:00"
 SOURCE = "docker://r.example/app:v1"
@@ -208,7 +207,8 @@ def test_what_may_pass_is_tried_again_with_pauses_from_the_start() -> None:
         assert isinstance(action, Wait)
         assert action.request.url == URL
         assert action.request.headers["Authorization"] == "Bearer t"
-        pauses.append(action.seconds)
+        assert action.seconds == 0
+        pauses.append(action.spread)
     assert pauses == sorted(set(pauses))
     error = refusal(it, answer(503))
     assert (error.errno, error.retry) == (errno.EIO, True)
@@ -233,6 +233,7 @@ def test_the_server_says_how_long_to_wait() -> None:
     assert action.seconds == 7
     error = refusal(exchange(), answer(429, {"retry-after": str(int(MAX_PAUSE) + 1)}))
     assert error.retry
+    assert error.after == MAX_PAUSE + 1
     assert "come back in 31 s" in str(error)
 
 

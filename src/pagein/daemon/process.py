@@ -24,7 +24,7 @@ from typing import Any
 import pagein.images.layout
 import pagein.images.registry
 import pagein.origins.file
-import pagein.origins.http
+import pagein.origins.http  # noqa: F401
 from pagein.control import Answer, listen, message_of
 from pagein.controlserver import ControlServer
 from pagein.daemon.device import DEVICE_LOST, Device, DeviceDead
@@ -39,6 +39,7 @@ from pagein.daemon.secrets import Secrets
 from pagein.images.layerblob import LayerBlob, load_record
 from pagein.images.layers.inflate import library
 from pagein.origins import Origin, OriginError, open_origin, redact, resolve
+from pagein.origins.session import Session
 
 with contextlib.suppress(ImportError):
     import zstandard  # noqa: F401  of the extra `oci`
@@ -66,7 +67,7 @@ class Process:
         self.images = Images(
             os.path.join(cache, IMAGES), self.records, secrets, timeout=timeout, find=self._find
         )
-        self.session = pagein.origins.http.new_session()
+        self.session = Session()
         self.daemon: Daemon | None = None
         self._waiting: asyncio.Future[Device] | None = None
 
@@ -127,7 +128,7 @@ class Process:
         try:
             return await resolve(source, timeout=self.timeout, session=self.session)
         except OriginError as problem:
-            if not problem.retry:
+            if not problem.temporary:
                 raise
             loop = asyncio.get_running_loop()
             known = await loop.run_in_executor(None, self.records.latest, source)

@@ -193,7 +193,7 @@ class Pull:
         try:
             image = await load_image(self._source, self._platform, ARTIFACT_TYPE, known=known)
         except OriginError as problem:
-            if known is None or not (problem.retry or problem.errno in _UNREACHABLE):
+            if known is None or not (problem.temporary or problem.errno in _UNREACHABLE):
                 raise
             return known, f"{problem}; going on with what is known of it"
         return image, ""

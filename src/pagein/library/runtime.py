@@ -165,9 +165,9 @@ class Runtime:
 
     def _session_for(self, source: str) -> Any:
         if self._session is None and is_url(source):
-            from pagein.origins.http import new_session
+            from pagein.origins.session import Session
 
-            self._session = new_session()
+            self._session = Session()
         return self._session
 
     async def _origin(self, volume: bytes, cookie: bytes) -> Origin:
@@ -200,7 +200,7 @@ class Runtime:
             identity = await resolve(source, timeout=self.timeout, session=session)
         except OriginError as problem:
             known = None
-            if problem.retry:
+            if problem.temporary:
                 known = await self.loop.run_in_executor(None, self._records.latest, source)
             if known is None:
                 raise
