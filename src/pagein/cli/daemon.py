@@ -11,8 +11,10 @@ import typer
 from pagein.cli.errors import fail, one_line_errors
 from pagein.cli.halves import check_prerequisites, keeper_command, running
 from pagein.cli.settings import (
+    DEFAULT_FAIL_AFTER,
     CacheDir,
     DaemonUser,
+    FailAfter,
     Settings,
     StateDir,
     check_user,
@@ -34,6 +36,7 @@ def daemon(
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.1, help="Deadline of a read.")
     ] = 30.0,
+    fail_after: FailAfter = DEFAULT_FAIL_AFTER,
     daemon_user: DaemonUser = None,
     state_dir: StateDir = None,
     cache: CacheDir = None,
@@ -49,7 +52,7 @@ def daemon(
     with one_line_errors():
         user = check_user(daemon_user or default_user())
         if os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode):
-            _keep(settings, os.path.realpath(path), timeout, user)
+            _keep(settings, os.path.realpath(path), timeout, fail_after, user)
         from pagein.daemon.process import serve
 
         serve(
@@ -57,16 +60,18 @@ def daemon(
             control=settings.path("daemon.sock"),
             cache=settings.cache,
             timeout=timeout,
+            fail_after=fail_after,
             user=user,
         )
 
 
-def _keep(settings: Settings, device: str, timeout: float, user: str) -> None:
+def _keep(settings: Settings, device: str, timeout: float, fail_after: float, user: str) -> None:
     """Become the keeper of the kernel's device."""
     check_prerequisites(settings, device)
     if running(settings):
         fail(f"pagein runs in {settings.state_dir} already; choose another --state-dir")
     options = ["--front-end", "kernel", "--device", device, "--linger", "inf"]
     options += ["--timeout", str(timeout), "--daemon-user", user]
+    options += ["--fail-after", str(fail_after)]
     command = keeper_command(settings, options)
     os.execv(command[0], command)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pagein.cli.settings import Settings
+from pagein.cli.settings import DEFAULT_FAIL_AFTER, Settings
 from pagein.control import Answer, Connection, ControlError, ask
 
 Ask = Callable[[dict[str, Any], float], Answer]
@@ -91,6 +91,7 @@ def kept_running(
     daemon_user: str,
     front_end: str = "fuse",
     meanwhile: Callable[[], None] = nothing,
+    fail_after: float = DEFAULT_FAIL_AFTER,
 ) -> Iterator[Ask]:
     """Start the keeper and both halves unless they run, and keep them until the end of the block.
 
@@ -101,6 +102,7 @@ def kept_running(
     check_prerequisites(settings, KERNEL_DEVICE if front_end == "kernel" else FUSE_DEVICE)
     options = ["--timeout", str(timeout), "--daemon-user", daemon_user]
     options += ["--front-end", front_end, "--device", KERNEL_DEVICE]
+    options += ["--fail-after", str(fail_after)]
     connection, found = _connect(settings, options, meanwhile)
 
     def ask_it(question: dict[str, Any], timeout: float) -> Answer:

@@ -8,6 +8,7 @@ import functools
 import os
 import sys
 from typing import Any
+from urllib.parse import urlsplit
 
 from pagein.cli.halves import Ask, user_half
 from pagein.cli.pulling import Shown
@@ -42,6 +43,7 @@ class Wanted:
         self._settings = settings
         self._platform = platform
         self._trace = _packed(trace) if trace is not None and prefetch else ""
+        self._hosts = _hosts(source, settings.hosts_dir)
         self._prefetch = prefetch
         self._asked: Connection | None = None
 
@@ -91,7 +93,8 @@ class Wanted:
             "platform": self._platform,
             "trace": self._trace,
             "prefetch": self._prefetch,
-            "auth": _auth(self.source),
+            "hosts": self._hosts,
+            "auth": _auth(self.source, self._hosts),
         }
 
     def close(self) -> None:
@@ -151,8 +154,31 @@ def _packed(path: str) -> str:
     return packed
 
 
-def _auth(source: str) -> dict[str, Any]:
-    """What docker has for the registry of `source`; the user half cannot read it there."""
+def _hosts(source: str, directory: str) -> dict[str, Any]:
+    """What containerd has of mirrors of the registry of `source`, certificates and all.
+
+    Raises OriginError that names file and key.
+    """
+    if not source.startswith("docker://"):
+        return {}
+    from pagein.images.reference import RegistryReference, parse_reference
+
+    reference = parse_reference(source)
+    assert isinstance(reference, RegistryReference), "by its beginning"
+    if not os.path.isdir(directory):
+        return {reference.host: []}
+    import msgspec
+
+    from pagein.images.hosts import hosts_of
+
+    return {reference.host: msgspec.to_builtins(hosts_of(directory, reference.host))}
+
+
+def _auth(source: str, hosts: dict[str, Any]) -> dict[str, Any]:
+    """What docker has for the registry of `source` and its mirrors.
+
+    The user half cannot read it there.
+    """
     from pagein.images.dockerplace import default_path
 
     if not source.startswith("docker://") or not os.path.lexists(default_path()):
@@ -166,8 +192,15 @@ def _auth(source: str) -> dict[str, Any]:
 
     reference = parse_reference(source)
     assert isinstance(reference, RegistryReference), "by its beginning"
-    found = asyncio.run(DockerConfig().look_up(reference.host))
-    return {reference.host: msgspec.to_builtins(found)} if found else {}
+    mirrors = {urlsplit(each["url"]).netloc for each in hosts.get(reference.host, [])} - {""}
+
+    async def look_up() -> dict[str, Any]:
+        config = DockerConfig()
+        names = [reference.host, *sorted(mirrors - {reference.host})]
+        return {name: await config.look_up(name) for name in names}
+
+    found = asyncio.run(look_up())
+    return {name: msgspec.to_builtins(each) for name, each in found.items() if each}
 
 
 def _blob(told: dict[str, Any]) -> dict[str, Any]:

@@ -16,8 +16,11 @@ from pagein.cli.halves import Ask, kept_running, nothing
 from pagein.cli.imagemount import Wanted, mount_image
 from pagein.cli.settings import (
     DEFAULT_CACHE,
+    DEFAULT_FAIL_AFTER,
     CacheDir,
     DaemonUser,
+    FailAfter,
+    HostsDir,
     PlatformOption,
     PrefetchOption,
     Settings,
@@ -27,7 +30,7 @@ from pagein.cli.settings import (
     default_user,
     settings_of,
 )
-from pagein.cli.sources import blob_of, is_image
+from pagein.cli.sources import Source, blob_of, is_image, with_mirrors
 from pagein.cli.stacks import Writable
 from pagein.control import Answer, ControlError
 
@@ -55,6 +58,14 @@ def mount(
             "--device", metavar="BLOB", help="A data file of the image, in the image's order."
         ),
     ] = None,
+    mirror: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mirror",
+            metavar="URL",
+            help="Asked first: a directory (.../) with the same files, or the URL of SOURCE there.",
+        ),
+    ] = None,
     rw: Annotated[
         str | None,
         typer.Option("--rw", metavar="DIR", help="Writable; what is written goes below DIR."),
@@ -69,6 +80,7 @@ def mount(
         float,
         typer.Option(metavar="SECONDS", min=0.1, help="After which a read fails with EIO."),
     ] = 30.0,
+    fail_after: FailAfter = DEFAULT_FAIL_AFTER,
     daemon_user: DaemonUser = None,
     front_end: Annotated[
         FrontEnd,
@@ -91,9 +103,10 @@ def mount(
     ] = False,
     state_dir: StateDir = None,
     cache: CacheDir = None,
+    hosts_dir: HostsDir = None,
 ) -> None:
     """Mount a remote EROFS image; what is read is fetched, and stays."""
-    settings = settings_of(ctx, state_dir, cache)
+    settings = settings_of(ctx, state_dir, cache, hosts_dir)
     with one_line_errors():
         target = _check_target(directory)
         if options is not None:
@@ -104,6 +117,10 @@ def mount(
         image = is_image(source)
         for_images = {"--rw": rw, "--platform": platform, "--trace": trace}
         _check_options(image, front_end, device, for_images)
+        sources = [] if image else with_mirrors([source, *(device or ())], mirror or ())
+        if image and mirror:
+            text = "for EROFS images; for registries see --hosts-dir"
+            raise ControlError(errno.EINVAL, f"--mirror: {text}")
         if loop and front_end is FrontEnd.KERNEL:
             raise ControlError(errno.EINVAL, "--loop is for the front end `fuse`")
         user = check_user(daemon_user or default_user())
@@ -111,7 +128,7 @@ def mount(
         begin = wanted.begin if image else nothing
         with (
             contextlib.closing(wanted),
-            kept_running(settings, timeout, user, front_end, begin) as ask,
+            kept_running(settings, timeout, user, front_end, begin, fail_after) as ask,
         ):
             found = ask({"op": "status"}, 10.0)
             _check_front_end(settings, found, front_end)
@@ -127,18 +144,18 @@ def mount(
                     timeout=timeout,
                 )
             else:
-                _mount_blobs(settings, ask, [source, *(device or ())], target, loop, timeout)
+                _mount_blobs(settings, ask, sources, target, loop, timeout)
         if foreground:
             _stay(settings, target)
 
 
 def _mount_blobs(
-    settings: Settings, ask: Ask, sources: list[str], target: str, loop: bool, timeout: float
+    settings: Settings, ask: Ask, sources: list[Source], target: str, loop: bool, timeout: float
 ) -> None:
     question = {
         "op": "mount",
         "target": target,
-        "blobs": [blob_of(settings, each, timeout=timeout + 10) for each in sources],
+        "blobs": [blob_of(settings, *each, timeout=timeout + 10) for each in sources],
         "loop": "always" if loop else "auto",
     }
     ask(question, 4 * timeout + 30)

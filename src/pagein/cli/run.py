@@ -16,8 +16,11 @@ import typer
 from pagein.cli.halves import Ask, kept_running
 from pagein.cli.imagemount import Wanted, mount_image
 from pagein.cli.settings import (
+    DEFAULT_FAIL_AFTER,
     CacheDir,
     DaemonUser,
+    FailAfter,
+    HostsDir,
     PlatformOption,
     PrefetchOption,
     Settings,
@@ -127,9 +130,11 @@ def run(
         float,
         typer.Option(metavar="SECONDS", min=0.1, help="After which a read fails with EIO."),
     ] = 30.0,
+    fail_after: FailAfter = DEFAULT_FAIL_AFTER,
     daemon_user: DaemonUser = None,
     state_dir: StateDir = None,
     cache: CacheDir = None,
+    hosts_dir: HostsDir = None,
 ) -> None:
     """Run a container from an image that need not be here yet.
 
@@ -139,7 +144,7 @@ def run(
     from pagein.cli.places import container, runc_state, sweep
     from pagein.containers.program import RunError, find
 
-    settings = settings_of(ctx, state_dir, cache)
+    settings = settings_of(ctx, state_dir, cache, hosts_dir)
     command = command or []
     command = command[command[:1] == ["--"] :]
     try:
@@ -160,7 +165,7 @@ def run(
         with (
             container(settings) as place,
             contextlib.closing(wanted),
-            kept_running(settings, timeout, who, "fuse", begin) as ask,
+            kept_running(settings, timeout, who, "fuse", begin, fail_after) as ask,
         ):
             writable = Writable(rw) if rw else Writable(str(place.written), volatile=True)
             target = str(place.rootfs)

@@ -38,7 +38,7 @@ def status(
 
 def collect(settings: Settings) -> dict[str, Any]:
     """The state of both halves; reads no mount. Raises ControlError."""
-    nothing = {"running": False, "blobs": [], "mounts": [], "oldest_read": None}
+    nothing = {"running": False, "blobs": [], "mounts": [], "servers": [], "oldest_read": None}
     if not running(settings):
         return nothing
     try:
@@ -62,7 +62,9 @@ def collect(settings: Settings) -> dict[str, Any]:
         blob["last_error"] = more.get("last_error")
         if found["front_end"] == "kernel":  # which tells nothing of its objects
             _as_the_daemon_knows(blob, more)
-    return {"running": True, "daemon_pid": fetching.get("pid"), **found}
+    servers = fetching.get("servers", [])
+    daemon = {"daemon_pid": fetching.get("pid"), "daemon_tasks": fetching.get("tasks")}
+    return {"running": True, **daemon, "servers": servers, **found}
 
 
 def _as_the_daemon_knows(blob: dict[str, Any], more: dict[str, Any]) -> None:

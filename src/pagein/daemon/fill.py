@@ -228,7 +228,7 @@ class Fill:
             last = failure.error
             if failure.spares(read):
                 continue
-            pause = backoff.pause(getattr(failure.error, "after", None))
+            pause = backoff.pause(failure.after, failure.luck)
             if not failure.retry or self._time_left(deadline) <= pause:
                 raise self._give_up(read, failure.error)
             log.info("%s: %s; trying again in %.1f s", self.name, text_of(failure.error), pause)

@@ -23,6 +23,7 @@ from pagein.daemon.records import Records
 from pagein.daemon.secrets import Secrets
 from pagein.images.auth import Credentials
 from pagein.images.connections import Connections
+from pagein.images.hosts import Host
 from pagein.images.layerblob import LayerBlob
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.spans import Kept
@@ -32,6 +33,7 @@ from pagein.images.store import Store
 from pagein.images.traces.document import Trace, TraceError, parse_trace, unpack
 from pagein.images.traces.record import BlobTouch, FileTouch, translate
 from pagein.origins import Identity, Origin
+from pagein.origins.session import Session
 
 log = logging.getLogger("pagein.daemon")
 
@@ -68,6 +70,7 @@ class Images:
         secrets: Secrets,
         *,
         timeout: float,
+        session: Session | None = None,
         find: Callable[[bytes], Blob | None] = lambda _: None,
     ) -> None:
         """`find` gives the blob of a cookie key, if it is open."""
@@ -75,7 +78,9 @@ class Images:
         self._store.prepare()
         self._records = records
         self._secrets = secrets
-        self._connections = Connections(secrets, timeout=timeout)
+        self._connections = Connections(
+            secrets, timeout=timeout, session=session, hosts=secrets.hosts
+        )
         self._spans = Kept()
         self.prefetcher = Prefetcher(self._store, self._connections, find)
         self._jobs: dict[_Wanted, _Job] = {}
@@ -114,6 +119,8 @@ class Images:
 
     async def image(self, question: dict[str, Any]) -> Answer:
         """Layers and config of `source`, or how far it is. Raises OSError in one line."""
+        for registry, given in (question.get("hosts") or {}).items():
+            self._secrets.keep_hosts(registry, _hosts(given))
         for host, given in (question.get("auth") or {}).items():
             self._secrets.keep(host, _credentials(given))
         wanted = _wanted(question)
@@ -197,6 +204,13 @@ def _parsed(packed: str) -> Trace:
         return parse_trace("the trace", unpack(packed))
     except TraceError as problem:
         raise OSError(errno.EINVAL, str(problem)) from None
+
+
+def _hosts(given: object) -> tuple[Host, ...]:
+    try:
+        return msgspec.convert(given, tuple[Host, ...])
+    except msgspec.ValidationError:
+        raise OSError(errno.EINVAL, "hosts that are none") from None
 
 
 def _credentials(given: object) -> Credentials:

@@ -19,6 +19,8 @@ import socket
 from collections.abc import Awaitable
 from typing import Any
 
+from msgspec.structs import replace
+
 # All imports are done before the privileges go: afterwards the interpreter's files may be out of
 # reach (a Python below a home directory), also for those that libraries import when first used.
 import pagein.images.layout
@@ -38,7 +40,7 @@ from pagein.daemon.records import Records
 from pagein.daemon.secrets import Secrets
 from pagein.images.layerblob import LayerBlob, load_record
 from pagein.images.layers.inflate import library
-from pagein.origins import Origin, OriginError, open_origin, redact, resolve
+from pagein.origins import Identity, Origin, OriginError, open_origin, redact, resolve
 from pagein.origins.session import Session
 
 with contextlib.suppress(ImportError):
@@ -57,17 +59,25 @@ class Process:
     It answers before it has a device: an image can be looked up while the kernel half starts.
     """
 
-    def __init__(self, *, cache: str, timeout: float, secrets_fd: int) -> None:
-        """`secrets_fd` is the directory that holds credentials, -1 for none."""
+    def __init__(self, *, cache: str, timeout: float, fail_after: float, secrets_fd: int) -> None:
+        """`secrets_fd` is the directory that holds credentials, -1 for none.
+
+        `fail_after`: see `origins.session`.
+        """
         self.cache = cache
         self.timeout = timeout
         self.stopping = False
         self.records = Records(os.path.join(cache, RECORDS), load_record)
         secrets = Secrets(secrets_fd)
+        self.session = Session(fail_after=fail_after)
         self.images = Images(
-            os.path.join(cache, IMAGES), self.records, secrets, timeout=timeout, find=self._find
+            os.path.join(cache, IMAGES),
+            self.records,
+            secrets,
+            timeout=timeout,
+            session=self.session,
+            find=self._find,
         )
-        self.session = Session()
         self.daemon: Daemon | None = None
         self._waiting: asyncio.Future[Device] | None = None
 
@@ -118,13 +128,21 @@ class Process:
 
     async def resolve(self, question: dict[str, Any]) -> Answer:
         """Look at a source; its key for the kernel half."""
-        identity = await self._resolve(question["source"])
+        mirrors = tuple(question.get("mirrors") or ())
+        identity = await self._resolve(question["source"], mirrors)
+        if mirrors and identity.etag is None and identity.last_modified is None:
+            cause = "tells neither ETag nor Last-Modified: nothing shows that a mirror has the same"
+            raise OriginError.of(identity.source, cause, errno=errno.EINVAL)
+        identity = replace(identity, mirrors=mirrors)
         loop = asyncio.get_running_loop()
         key = await loop.run_in_executor(None, self.records.keep, identity)
         return {"cookie": key.decode(), "size": identity.size, "source": redact(identity.source)}
 
-    async def _resolve(self, source: str) -> Any:
-        """Its identity now; when it cannot be reached, the last one that was seen."""
+    async def _resolve(self, source: str, mirrors: tuple[str, ...]) -> Any:
+        """Its identity now; when it cannot be reached, the last one that was seen.
+
+        Or that of the first mirror that answers.
+        """
         try:
             return await resolve(source, timeout=self.timeout, session=self.session)
         except OriginError as problem:
@@ -133,9 +151,21 @@ class Process:
             loop = asyncio.get_running_loop()
             known = await loop.run_in_executor(None, self.records.latest, source)
             if known is None:
+                known = await self._from_mirrors(source, mirrors)
+            if known is None:
                 raise
             log.warning("%s; going on with what is known of it", problem.strerror)
             return known
+
+    async def _from_mirrors(self, source: str, mirrors: tuple[str, ...]) -> Identity | None:
+        for mirror in mirrors:
+            try:
+                found = await resolve(mirror, timeout=self.timeout, session=self.session)
+            except OriginError as problem:
+                log.warning("%s", problem.strerror)
+            else:
+                return replace(found, source=source)
+        return None
 
     async def translate(self, question: dict[str, Any]) -> Answer:
         """Touches of blobs as touches of files: see `record.translate`."""
@@ -152,7 +182,12 @@ class Process:
                 blob["source"] = (
                     found.label if isinstance(found, LayerBlob) else redact(found.source)
                 )
-        return {"pid": os.getpid(), "blobs": blobs}
+        return {
+            "pid": os.getpid(),
+            "blobs": blobs,
+            "servers": self.session.servers(),
+            "tasks": len(asyncio.all_tasks()),
+        }
 
 
 async def _run(process: Process, control: socket.socket, device: Awaitable[Device]) -> None:
@@ -176,7 +211,9 @@ async def _run(process: Process, control: socket.socket, device: Awaitable[Devic
         await process.session.close()
 
 
-def serve(path: str, *, control: str, cache: str, timeout: float, user: str) -> None:
+def serve(
+    path: str, *, control: str, cache: str, timeout: float, fail_after: float, user: str
+) -> None:
     """Serve the device at `path` until SIGTERM or SIGINT. Raises OSError for the user.
 
     Answers on the Unix socket `control`; becomes `user` once the device is open.
@@ -196,7 +233,9 @@ def serve(path: str, *, control: str, cache: str, timeout: float, user: str) -> 
         os.makedirs(os.path.dirname(control), 0o700, exist_ok=True)
         with listen(control) as sock:
             secrets = _become(user, cache, os.path.dirname(control), with_parent=False)
-            process = Process(cache=cache, timeout=timeout, secrets_fd=secrets)
+            process = Process(
+                cache=cache, timeout=timeout, fail_after=fail_after, secrets_fd=secrets
+            )
             await _run(process, sock, _there(device))
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s daemon %(message)s")
@@ -233,13 +272,19 @@ def main() -> int:
     parser.add_argument("--state-dir", required=True)
     parser.add_argument("--cache", required=True)
     parser.add_argument("--timeout", type=float, required=True)
+    parser.add_argument("--fail-after", type=float, required=True)
     parser.add_argument("--user", required=True)
     options = parser.parse_args()
     raise_fd_limit()
 
     async def run() -> None:
         secrets = _become(options.user, options.cache, options.state_dir, with_parent=True)
-        process = Process(cache=options.cache, timeout=options.timeout, secrets_fd=secrets)
+        process = Process(
+            cache=options.cache,
+            timeout=options.timeout,
+            fail_after=options.fail_after,
+            secrets_fd=secrets,
+        )
         with (
             socket.socket(fileno=options.ready_fd) as line,
             socket.socket(fileno=options.control_fd) as control,

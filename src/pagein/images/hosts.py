@@ -192,7 +192,7 @@ class _Table:
 
     def _url(self, url: str) -> tuple[str, str]:
         key = "server" if not self._name else ""
-        whole = url if url.startswith("http") else f"https://{url}"
+        whole = url if "://" in url else f"https://{url}"
         try:
             parts = urlsplit(whole)
             usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -226,7 +226,7 @@ class _Table:
 
     def _clients(self) -> Iterator[tuple[str, str]]:
         value = self._table.get("client", [])
-        for each in [value] if isinstance(value, str) else value:
+        for each in value if isinstance(value, list) else [value]:
             match each:
                 case str():
                     yield self._pem("client", each), ""

@@ -139,6 +139,7 @@ def user_half(
     command += ["--control-fd", str(held.daemon_control), "--cache", options.cache]
     command += ["--state-dir", options.state_dir]
     command += ["--timeout", str(options.timeout), "--user", options.daemon_user]
+    command += ["--fail-after", str(options.fail_after)]
     return Half("user half", command, [held.daemon_control], hopeless=hopeless)
 
 

@@ -86,8 +86,7 @@ class Health:
             return Attempt(now)
         if not self._may_probe(now):
             left = max(self._probe_at - now, 0.0)
-            dead = now - (self._failing_since or now)
-            return Refusal(left, f"has not answered for {dead:.0f} s ({self.error})", True)
+            return Refusal(left, f"has not answered for {self._failing(now):.0f} s", True)
         self._probing = Attempt(now, probe=True)
         return self._probing
 
@@ -160,16 +159,18 @@ class Health:
 
     def status(self, now: float) -> dict[str, Any]:
         """For `pagein status`; seconds from now."""
-        since = self._failing_since
         return {
             "state": self.state(now),
             "failures": self._failures,
-            "failing_for": 0.0 if since is None else now - since,
+            "failing_for": self._failing(now),
             "next_try": max(self._probe_at - now, 0.0) if self._open else 0.0,
             "aside_for": max(self._aside_until - now, self._lied_until - now, 0.0),
             "busy_for": max(self._busy_until - now, 0.0),
             "last_error": self.error or None,
         }
+
+    def _failing(self, now: float) -> float:
+        return 0.0 if self._failing_since is None else now - self._failing_since
 
     def _may_probe(self, now: float) -> bool:
         # A probe that nobody ended is not waited for for ever.

@@ -29,6 +29,8 @@ DIAL_TROUBLED: Final = 2.0
 
 LACKING: Final = 60.0
 """Seconds for which a server that does not have some content is not asked for that."""
+FAILED: Final = 5.0
+"""The same for one that did not answer, whatever became of its server."""
 CHANGED: Final = 300.0
 """The same for one that has another content."""
 
@@ -124,4 +126,6 @@ def _pass_over(place: Place, error: OriginError) -> None:
         place.aside_until = now + CHANGED
         log.warning("%s; asking somebody else", error)
         return
+    else:
+        place.aside_until = now + FAILED
     log.info("%s; asking somebody else", error)

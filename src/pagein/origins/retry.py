@@ -36,10 +36,14 @@ class Backoff:
         self._most = most
         self._draw = draw
 
-    def pause(self, after: float | None = None) -> float:
-        """Seconds to wait before the next try; `after`: what the server asked for, at least."""
+    def pause(self, after: float | None = None, luck: float | None = None) -> float:
+        """Seconds to wait before the next try.
+
+        `after`: what the server asked for, at least. `luck`: from [0, 1), drawn by somebody else,
+        for several who are to ask again as one.
+        """
         spread, self._bound = self._bound, min(2 * self._bound, self._most)
-        return (after or 0.0) + spread * self._draw()
+        return (after or 0.0) + spread * (self._draw() if luck is None else luck)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -148,7 +148,7 @@ class _Judge:
             cause = f"{self._server} {begun.cause}"
             if not begun.down:
                 raise OriginError.of(target.source, cause, retry=True, after=begun.seconds)
-            cause += f"; asked again in {begun.seconds:.0f} s"
+            cause += f" ({self._health.error}); it is asked again in {begun.seconds:.0f} s"
             raise HostDown.of(target.source, cause)
         self._attempt: Attempt = begun
 
@@ -220,7 +220,7 @@ async def send(
             judge.answered(response, exc)
         raise
     except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as exc:
-        error = _error_of(target.source, exc, timeout)
+        error = _error_of(target.source, exc, timeout, begun=response is not None)
         judge.spoiled(error)
         raise error from None
     except BaseException:
@@ -263,14 +263,15 @@ async def _request(
         yield response
 
 
-def _error_of(source: str, exc: Exception, timeout: float) -> OriginError:
+def _error_of(source: str, exc: Exception, timeout: float, *, begun: bool) -> OriginError:
     if isinstance(exc, TimeoutError):
-        return timed_out(source, timeout)
+        return timed_out(source, timeout, begun=begun)
     return _translate(source, exc)
 
 
-def timed_out(source: str, timeout: float) -> OriginError:
-    cause = f"no answer within {timeout:g} s"
+def timed_out(source: str, timeout: float, *, begun: bool = False) -> OriginError:
+    """The error for a wait of `timeout` seconds; `begun`: the answer had begun."""
+    cause = f"no data for {timeout:g} s" if begun else f"no answer within {timeout:g} s"
     return OriginError.of(source, cause, errno=errno.ETIMEDOUT, retry=True)
 
 
