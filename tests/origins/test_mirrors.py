@@ -224,7 +224,7 @@ def test_what_this_process_lacks_is_not_the_server_s_fault() -> None:
             identity = await resolve(server.url("/x"), timeout=PATIENT)
             origin = open_origin(identity, timeout=PATIENT, session=session)
 
-            async def no_fds(request: aiohttp.ClientRequest, *_: object) -> object:
+            async def no_fds(request: aiohttp.ClientRequest, **_: object) -> object:
                 problem = OSError(errno.EMFILE, "Too many open files")
                 raise aiohttp.ClientConnectorError(request.connection_key, problem)
 

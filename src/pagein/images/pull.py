@@ -55,11 +55,14 @@ from pagein.images.traces.shipped import trace_of
 from pagein.origins.base import Origin, OriginError
 from pagein.origins.file import FileOrigin
 from pagein.origins.identity import Identity
+from pagein.origins.retry import Backoff
+
+log = logging.getLogger("pagein.images")
 
 _AT_ONCE = 4
 _ATTEMPTS = 5  # in a row that brought less than _ENOUGH
 _ENOUGH = 256 << 10  # bytes: else a server that gives a few at a time is asked for hours
-_PAUSE = 0.5
+_PAUSE, _PAUSE_MOST = 0.5, 4.0  # seconds, see Backoff
 # With these the registry is out of reach for us: what is known of the image has to do.
 _UNREACHABLE = {errno.EACCES, errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EHOSTUNREACH}
 
@@ -298,14 +301,30 @@ class Pull:
         return found
 
     async def _stream(self, layer: Layer, progress: Progress) -> IndexOf:
-        """Take the layer once, as a pull does: its data and its index are here then."""
+        """Take the layer once, as a pull does: its data and its index are here then.
+
+        Once more where a mirror may have given what is wrong with it, from another one.
+        """
+        origin = self._compressed(layer)
+        try:
+            while True:
+                try:
+                    return await self._stream_from(origin, layer, progress)
+                except LayerError as problem:
+                    if not origin.forget():
+                        raise
+                    log.warning("%s: layer %s: %s; again", self.name, layer.digest, problem)
+        finally:
+            await origin.close()
+
+    async def _stream_from(self, origin: Origin, layer: Layer, progress: Progress) -> IndexOf:
         with self._store.create("indexes") as index:
             if not self._keep_data or self._store.has("layers", layer.digest):
-                async with aclosing(self._pieces(layer, progress, None)) as pieces:
+                async with aclosing(self._pieces(origin, layer, progress, None)) as pieces:
                     built = await build(pieces, layer, index.file)
             else:
                 with self._store.create("layers") as data:
-                    async with aclosing(self._pieces(layer, progress, data.file)) as pieces:
+                    async with aclosing(self._pieces(origin, layer, progress, data.file)) as pieces:
                         built = await build(pieces, layer, index.file)
                     await asyncio.to_thread(data.keep, layer.digest)
             found = await asyncio.to_thread(checked, index, layer, built.digest, built.size)
@@ -313,30 +332,30 @@ class Pull:
         return found
 
     async def _pieces(
-        self, layer: Layer, progress: Progress, copy: BinaryIO | None
+        self, origin: Origin, layer: Layer, progress: Progress, copy: BinaryIO | None
     ) -> AsyncGenerator[bytes, None]:
         """The layer's bytes, gone on with where a connection broke; also written to `copy`."""
         failures = progress.done = 0
-        origin = self._compressed(layer)
-        try:
-            while progress.done < layer.size:
-                before = progress.done
-                try:
-                    left = layer.size - progress.done
-                    async with aclosing(origin.stream(progress.done, left)) as parts:  # type: ignore[type-var]
-                        async for part in parts:
-                            piece = bytes(part)
-                            if copy is not None:
-                                await asyncio.to_thread(copy.write, piece)
-                            progress.done += len(piece)
-                            yield piece
-                except OriginError as problem:
-                    failures = 1 if progress.done - before >= _ENOUGH else failures + 1
-                    if not problem.retry or failures == _ATTEMPTS:
-                        raise
-                    await asyncio.sleep(_PAUSE * failures)
-        finally:
-            await origin.close()
+        backoff = Backoff(_PAUSE, _PAUSE_MOST)
+        while progress.done < layer.size:
+            before = progress.done
+            try:
+                left = layer.size - progress.done
+                async with aclosing(origin.stream(progress.done, left)) as parts:  # type: ignore[type-var]
+                    async for part in parts:
+                        piece = bytes(part)
+                        if copy is not None:
+                            await asyncio.to_thread(copy.write, piece)
+                        progress.done += len(piece)
+                        yield piece
+            except OriginError as problem:
+                if progress.done - before >= _ENOUGH:
+                    failures, backoff = 0, Backoff(_PAUSE, _PAUSE_MOST)
+                failures += 1
+                later = problem.after is not None and problem.after > self._timeout
+                if not problem.retry or failures == _ATTEMPTS or later:
+                    raise
+                await asyncio.sleep(backoff.pause(problem.after))
 
     def _compressed(self, layer: Layer) -> Origin:
         if self._store.has("layers", layer.digest):
