@@ -91,7 +91,7 @@ def test_one_probe_is_let_through_and_its_answer_closes_it() -> None:
     assert it.state(now) == "half-open"
     probe = let_through(it, now)
     assert refused(it, now).down  # one at a time
-    assert it.rank(now) == 2
+    assert it.rank(now)[0] == 3
     assert it.good(probe, now)
     assert it.state(now) == "closed"
     let_through(it, now)
@@ -136,7 +136,7 @@ def test_who_gives_up_quickly_says_nothing_of_the_server() -> None:
     it = health()
     for now in range(100):
         assert not it.dropped(let_through(it, now), now + 0.1)
-    assert it.rank(100.0) == 0
+    assert it.rank(100.0)[0] == 0
     # Who waited in vain for long does.
     assert not it.dropped(let_through(it, 100.0), 105.0)
     assert it.dropped(let_through(it, 105.0), 110.0)
@@ -150,7 +150,7 @@ def test_a_pause_that_was_asked_for_is_kept_by_all_and_ends() -> None:
     it = health()
     it.busy(let_through(it, 0.0), 0.0, 7.0)
     assert refused(it, 2.0) == Refusal(5.0, "asked not to be asked for another 5.0 s", False)
-    assert it.rank(2.0) == 2
+    assert it.rank(2.0)[0] == 2
     let_through(it, 7.0)
     assert it.state(7.0) == "closed"
 
@@ -169,10 +169,10 @@ def test_who_failed_stands_aside_for_longer_each_time() -> None:
     now, pauses = 0.0, []
     for _ in range(10):
         fail(it, now)
-        assert it.rank(now) == 1
+        assert it.rank(now)[0] == 1
         pauses.append(it.status(now)["aside_for"])
         now += pauses[-1]
-        assert it.rank(now) == 0
+        assert it.rank(now)[0] == 0
     assert pauses[:4] == [1.0, 2.0, 4.0, 8.0]
     assert pauses[-1] == ASIDE_MOST
     it.good(let_through(it, now), now)
@@ -184,8 +184,8 @@ def test_who_lied_stands_aside_also_when_it_answers() -> None:
     it = health()
     it.lied(0.0, "wrong bytes")
     it.good(let_through(it, 1.0), 1.0)
-    assert it.rank(LIED - 1) == 1
-    assert it.rank(LIED) == 0
+    assert it.rank(LIED - 1)[0] == 1
+    assert it.rank(LIED)[0] == 0
     assert it.error == "wrong bytes"
 
 

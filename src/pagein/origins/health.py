@@ -140,11 +140,14 @@ class Health:
 
     # ---- what is known
 
-    def rank(self, now: float) -> int:
-        """Who is to be asked first: 0 before 1 before 2."""
-        if now < self._busy_until or (self._open and not self._may_probe(now)):
-            return 2
-        return int(now < max(self._aside_until, self._lied_until))
+    def rank(self, now: float) -> tuple[int, float]:
+        """Who is to be asked first: the least; of those in trouble who was so longest ago."""
+        if now < self._busy_until:
+            return 2, self._busy_until
+        if self._open and not self._may_probe(now):
+            return 3, self._probe_at
+        aside = max(self._aside_until, self._lied_until)
+        return (1, aside) if now < aside else (0, 0.0)
 
     @property
     def troubled(self) -> bool:

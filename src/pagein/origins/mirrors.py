@@ -66,7 +66,12 @@ R = TypeVar("R")
 def in_order(places: Sequence[P]) -> list[P]:
     """`places`, the one to be asked first first."""
     now = asyncio.get_running_loop().time()
-    return sorted(places, key=lambda at: max(at.health.rank(now), int(now < at.aside_until)))
+
+    def rank(place: P) -> tuple[int, float]:
+        own = (1, place.aside_until) if now < place.aside_until else (0, 0.0)
+        return max(own, place.health.rank(now))
+
+    return sorted(places, key=rank)
 
 
 @asynccontextmanager
