@@ -155,7 +155,10 @@ def flip(asked: Asked, reply: Reply) -> Reply:
 
 @pytest.mark.parametrize(
     ("lie", "said"),
-    [(LIES["other bytes"], "layer sha256:"), (flip, ", not sha256:")],
+    [
+        pytest.param(LIES["other bytes"], "layer sha256:", marks=pytest.mark.long),
+        (flip, ", not sha256:"),
+    ],
     ids=["all wrong", "some bits"],
 )
 def test_when_all_lie_no_byte_gets_through(
@@ -173,7 +176,13 @@ def test_when_all_lie_no_byte_gets_through(
     assert wait_for(lambda: piece(path)) == right(0)
 
 
-@pytest.mark.parametrize("lie", ["breaks off", "404", "500", "another total"])
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "breaks off",
+        *(pytest.param(each, marks=pytest.mark.long) for each in ("404", "500", "another total")),
+    ],
+)
 def test_a_mirror_in_trouble_costs_readers_nothing_but_time(
     lie: str, mirrored: Mirrored, pagein: Pagein, pushed: Pushed
 ) -> None:
@@ -228,6 +237,7 @@ def test_a_file_that_cannot_be_understood_is_named(mirrored: Mirrored, pagein: P
 # ---- a registry that is dead --------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_reads_of_a_dead_registry_fail_at_once_and_it_comes_back_by_itself(
     front: Front, pagein: Pagein, pushed: Pushed
 ) -> None:
