@@ -143,6 +143,25 @@ def test_who_gives_up_quickly_says_nothing_of_the_server() -> None:
     assert it.state(110.0) == "open"
 
 
+def test_a_long_answer_that_breaks_off_or_is_given_up_is_no_dead_server() -> None:
+    it = health()
+    stream = let_through(it, 0.0)
+    for now in range(5 * int(DEAD)):
+        assert not it.alive(float(now))
+    assert not it.bad(stream, now + 1.0, "broke off")
+    given_up = let_through(it, now + 1.0)
+    assert not it.dropped(given_up, now + 5 * DEAD, answering=True)
+    assert it.state(now + 5 * DEAD) == "closed"
+
+
+def test_the_first_bytes_of_a_probe_close_it() -> None:
+    it = health()
+    now = dead(it) + PROBE_FIRST
+    let_through(it, now)
+    assert it.alive(now)
+    let_through(it, now)
+
+
 # ---- pauses -------------------------------------------------------------------------------------
 
 

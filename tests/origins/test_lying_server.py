@@ -67,7 +67,7 @@ FAULTS = [
     (Fault("reset"), errno.ECONNRESET, True, "lost"),
     (Fault("reset", after=100), None, True, "lost"),
     (Fault("hang"), errno.ETIMEDOUT, True, "no answer within"),
-    (Fault("hang", after=100), errno.ETIMEDOUT, True, "no answer within"),
+    (Fault("hang", after=100), errno.ETIMEDOUT, True, "no data for"),
 ]
 
 

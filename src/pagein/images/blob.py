@@ -15,6 +15,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import ClassVar
 
 import aiohttp
+from yarl import URL
 
 from pagein.images.client import RegistryClient
 from pagein.images.connections import read_body
@@ -22,7 +23,7 @@ from pagein.images.manifest import Descriptor
 from pagein.images.protocol import MAX_REFUSAL
 from pagein.origins.base import OriginError
 from pagein.origins.health import Health
-from pagein.origins.http import HttpOrigin
+from pagein.origins.http import HttpOrigin, Served
 from pagein.origins.identity import Identity
 from pagein.origins.mirrors import CHANGED, Waits, first_answer
 
@@ -89,22 +90,20 @@ class BlobOrigin(HttpOrigin):
         return any(place.aside_until <= now for place in self._servers)
 
     @asynccontextmanager
-    async def _ask(
-        self, offset: int, length: int
-    ) -> AsyncIterator[tuple[str, aiohttp.ClientResponse]]:
+    async def _ask(self, offset: int, length: int) -> AsyncIterator[Served]:
         self._usable_session()
 
-        def get(place: _Place, waits: Waits) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        def get(place: _Place, waits: Waits) -> AbstractAsyncContextManager[Served]:
             return self._get_blob(place, waits, offset, length)
 
-        async with first_answer(self._servers, get, self._timeout) as (place, response):
+        async with first_answer(self._servers, get, self._timeout) as (place, served):
             self._gave.add(place)
-            yield self._name(place), response
+            yield served
 
     @asynccontextmanager
     async def _get_blob(
         self, place: _Place, waits: Waits, offset: int, length: int
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AsyncIterator[Served]:
         client = place.client.hasty(waits)
         wanted = client.repository.blob_range(self._digest, offset, length)
         if (link := place.link) is not None:
@@ -116,7 +115,7 @@ class BlobOrigin(HttpOrigin):
                     good = response.status in wanted.expect
                     if response.status not in _EXPIRED:
                         self._check(self._name(place), response, offset, length)
-                        yield response
+                        yield self._served(place, link, response)
                         return
                     await read_body(response, MAX_REFUSAL)
             finally:
@@ -126,7 +125,11 @@ class BlobOrigin(HttpOrigin):
         async with client.open(wanted) as delivered:
             place.link = delivered.url if delivered.away else None
             self._check(self._name(place), delivered.response, offset, length)
-            yield delivered.response
+            yield self._served(place, delivered.url, delivered.response)
+
+    def _served(self, place: _Place, url: str, response: aiohttp.ClientResponse) -> Served:
+        # Of the server that gives the bytes: perhaps not the one that was asked first.
+        return Served(self._name(place), place.client.session.health(URL(url)), response)
 
     def _name(self, place: _Place) -> str:
         return f"{place.client.source}: blob {self._digest}"

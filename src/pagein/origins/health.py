@@ -64,6 +64,7 @@ class Health:
         self._draw = draw
         self._failing_since: float | None = None
         self._failed_last = 0.0
+        self._alive = 0.0
         self._failures = 0
         self._open = False
         self._probe_at = 0.0
@@ -100,11 +101,19 @@ class Health:
         self._probe_pause = PROBE_FIRST
         return closed
 
+    def alive(self, now: float) -> bool:
+        """Some of an answer came; whether that closed the breaker."""
+        self._alive = now
+        closed, self._open = self._open, False
+        return closed
+
     def bad(self, attempt: Attempt, now: float, error: str) -> bool:
         """It did not answer, or not as a server that works; whether that opened the breaker."""
         # What lies far apart, with nothing asked between, is no proof of a dead server.
         if self._failing_since is None or now - self._failed_last > self._fail_after:
             self._failing_since = attempt.begun
+        # Nor is an answer that broke off: it was alive as long as that came.
+        self._failing_since = max(self._failing_since, self._alive)
         self._failed_last = now
         self._failures += 1
         self.error = error
@@ -126,9 +135,12 @@ class Health:
         self._ended(attempt)
         self._busy_until = now + min(seconds or 0.0, BUSY_MOST)
 
-    def dropped(self, attempt: Attempt, now: float) -> bool:
-        """Whoever asked gave up before an answer; whether that opened the breaker."""
-        if now - attempt.begun >= self._fail_after * _SILENT:
+    def dropped(self, attempt: Attempt, now: float, *, answering: bool = False) -> bool:
+        """Whoever asked gave up; whether that opened the breaker.
+
+        `answering`: the answer had begun. What it did not bring in time is a failure of its own.
+        """
+        if not answering and now - attempt.begun >= self._fail_after * _SILENT:
             return self.bad(attempt, now, f"no answer within {now - attempt.begun:.1f} s")
         self._ended(attempt)
         return False

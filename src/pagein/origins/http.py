@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from typing import ClassVar, NoReturn
+from typing import ClassVar, NamedTuple, NoReturn
 
 import aiohttp
 
@@ -23,6 +24,8 @@ from pagein.origins.identity import Identity
 from pagein.origins.mirrors import Waits, first_answer
 from pagein.origins.retry import ATTEMPTS, Backoff, retry_after
 from pagein.origins.session import BROKE_OFF, PASSING, Session, Target, send, timed_out
+
+log = logging.getLogger("pagein.origins")
 
 _MAX_REDIRECTS = 10
 _NOBODY = {errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH}
@@ -60,6 +63,14 @@ class UrlPlace:
     def health(self) -> Health:
         """Of the server."""
         return self._session.health(self.target.url)
+
+
+class Served(NamedTuple):
+    """An answer, who gave it, and how that server does."""
+
+    name: str
+    health: Health
+    response: aiohttp.ClientResponse
 
 
 class HttpOrigin(Origin):
@@ -115,15 +126,18 @@ class HttpOrigin(Origin):
         check_range(self._target.source, offset, length, self._identity.size)
         if length == 0:
             return
-        async with self._ask(offset, length) as (source, response):
+        now = asyncio.get_running_loop().time
+        async with self._ask(offset, length) as served:
             left = length
-            async for piece in response.content.iter_any():
+            async for piece in served.response.content.iter_any():
+                if served.health.alive(now()):
+                    log.warning("%s: its server answers again", redact(served.name))
                 left -= len(piece)
                 if left < 0:
-                    self._fail(source, f"sent more than the {length} bytes it was asked for")
+                    self._fail(served.name, f"sent more than the {length} bytes it was asked for")
                 yield piece
             if left:
-                self._fail(source, BROKE_OFF, retry=True)
+                self._fail(served.name, BROKE_OFF, retry=True)
 
     async def close(self) -> None:
         """Close the session if it is the origin's own; later reads raise OriginError."""
@@ -132,30 +146,23 @@ class HttpOrigin(Origin):
             await self._session.close()
 
     @asynccontextmanager
-    async def _ask(
-        self, offset: int, length: int
-    ) -> AsyncIterator[tuple[str, aiohttp.ClientResponse]]:
-        """A checked answer to a GET of a range, and what errors call who gave it.
+    async def _ask(self, offset: int, length: int) -> AsyncIterator[Served]:
+        """A checked answer to a GET of a range; where else bytes are asked for, overridden."""
 
-        Where else bytes are asked for, overridden.
-        """
-
-        def get(
-            place: UrlPlace, waits: Waits
-        ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        def get(place: UrlPlace, waits: Waits) -> AbstractAsyncContextManager[Served]:
             return self._get(place, waits, offset, length)
 
-        async with first_answer(self._all_places(), get, self._timeout) as (place, response):
-            yield place.target.source, response
+        async with first_answer(self._all_places(), get, self._timeout) as (_, served):
+            yield served
 
     @asynccontextmanager
     async def _get(
         self, place: UrlPlace, waits: Waits, offset: int, length: int
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AsyncIterator[Served]:
         session = self._usable_session()
         async with _get(session, place.target, offset, length, waits.read, waits.dial) as response:
             self._check(place.target.source, response, offset, length, mirror=place.mirror)
-            yield response
+            yield Served(place.target.source, place.health, response)
 
     def _all_places(self) -> list[UrlPlace]:
         session = self._usable_session()

@@ -177,9 +177,9 @@ class _Judge:
         else:
             self.failed(error.cause)
 
-    def dropped(self) -> None:
+    def dropped(self, *, answering: bool) -> None:
         """Whoever asked gave up."""
-        if self._health.dropped(self._attempt, self._loop.time()):
+        if self._health.dropped(self._attempt, self._loop.time(), answering=answering):
             self._tell()
 
     def _tell(self) -> None:
@@ -224,7 +224,7 @@ async def send(
         judge.spoiled(error)
         raise error from None
     except BaseException:
-        judge.dropped()
+        judge.dropped(answering=response is not None)
         raise
     judge.answered(response, None)
 
