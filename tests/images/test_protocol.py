@@ -139,6 +139,13 @@ def test_another_server_never_sees_the_authorization(status: int) -> None:
     assert it.answered(answer(200)) == Deliver(URL, away=True)
 
 
+def test_headers_of_the_registry_are_as_little_for_another_server() -> None:
+    it = Exchange(SOURCE, WANTED, None, own={"X-Key": "secret"})
+    assert sent(it.start()).headers == {**WANTED.headers, "X-Key": "secret"}
+    assert sent(it.answered(moved("https://s3.example/x"))).headers == WANTED.headers
+    assert sent(it.answered(moved(URL))).headers == WANTED.headers
+
+
 @pytest.mark.parametrize(
     "elsewhere", ["https://r.example:444/x", "https://r.example.evil/x", "//other/x"]
 )
