@@ -11,7 +11,6 @@ import typer
 from pagein.cli.errors import fail, one_line_errors
 from pagein.cli.halves import check_prerequisites, keeper_command, running
 from pagein.cli.settings import (
-    DEFAULT_FAIL_AFTER,
     CacheDir,
     DaemonUser,
     FailAfter,
@@ -19,6 +18,7 @@ from pagein.cli.settings import (
     StateDir,
     check_user,
     default_user,
+    fail_after_of,
     settings_of,
 )
 
@@ -36,7 +36,7 @@ def daemon(
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.1, help="Deadline of a read.")
     ] = 30.0,
-    fail_after: FailAfter = DEFAULT_FAIL_AFTER,
+    fail_after: FailAfter = None,
     daemon_user: DaemonUser = None,
     state_dir: StateDir = None,
     cache: CacheDir = None,
@@ -49,10 +49,11 @@ def daemon(
     """
     settings = settings_of(ctx, state_dir, cache)
     path = device or settings.path("dev/cachefiles")
+    dead = fail_after_of(fail_after, timeout)
     with one_line_errors():
         user = check_user(daemon_user or default_user())
         if os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode):
-            _keep(settings, os.path.realpath(path), timeout, fail_after, user)
+            _keep(settings, os.path.realpath(path), timeout, dead, user)
         from pagein.daemon.process import serve
 
         serve(
@@ -60,7 +61,7 @@ def daemon(
             control=settings.path("daemon.sock"),
             cache=settings.cache,
             timeout=timeout,
-            fail_after=fail_after,
+            fail_after=dead,
             user=user,
         )
 

@@ -16,7 +16,6 @@ from pagein.cli.halves import Ask, kept_running, nothing
 from pagein.cli.imagemount import Wanted, mount_image
 from pagein.cli.settings import (
     DEFAULT_CACHE,
-    DEFAULT_FAIL_AFTER,
     CacheDir,
     DaemonUser,
     FailAfter,
@@ -28,6 +27,7 @@ from pagein.cli.settings import (
     TraceOption,
     check_user,
     default_user,
+    fail_after_of,
     settings_of,
 )
 from pagein.cli.sources import Source, blob_of, is_image, with_mirrors
@@ -80,7 +80,7 @@ def mount(
         float,
         typer.Option(metavar="SECONDS", min=0.1, help="After which a read fails with EIO."),
     ] = 30.0,
-    fail_after: FailAfter = DEFAULT_FAIL_AFTER,
+    fail_after: FailAfter = None,
     daemon_user: DaemonUser = None,
     front_end: Annotated[
         FrontEnd,
@@ -128,7 +128,9 @@ def mount(
         begin = wanted.begin if image else nothing
         with (
             contextlib.closing(wanted),
-            kept_running(settings, timeout, user, front_end, begin, fail_after) as ask,
+            kept_running(
+                settings, timeout, user, front_end, begin, fail_after_of(fail_after, timeout)
+            ) as ask,
         ):
             found = ask({"op": "status"}, 10.0)
             _check_front_end(settings, found, front_end)

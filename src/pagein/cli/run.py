@@ -16,7 +16,6 @@ import typer
 from pagein.cli.halves import Ask, kept_running
 from pagein.cli.imagemount import Wanted, mount_image
 from pagein.cli.settings import (
-    DEFAULT_FAIL_AFTER,
     CacheDir,
     DaemonUser,
     FailAfter,
@@ -28,6 +27,7 @@ from pagein.cli.settings import (
     TraceOption,
     check_user,
     default_user,
+    fail_after_of,
     settings_of,
 )
 from pagein.cli.sources import is_image
@@ -130,7 +130,7 @@ def run(
         float,
         typer.Option(metavar="SECONDS", min=0.1, help="After which a read fails with EIO."),
     ] = 30.0,
-    fail_after: FailAfter = DEFAULT_FAIL_AFTER,
+    fail_after: FailAfter = None,
     daemon_user: DaemonUser = None,
     state_dir: StateDir = None,
     cache: CacheDir = None,
@@ -165,7 +165,9 @@ def run(
         with (
             container(settings) as place,
             contextlib.closing(wanted),
-            kept_running(settings, timeout, who, "fuse", begin, fail_after) as ask,
+            kept_running(
+                settings, timeout, who, "fuse", begin, fail_after_of(fail_after, timeout)
+            ) as ask,
         ):
             writable = Writable(rw) if rw else Writable(str(place.written), volatile=True)
             target = str(place.rootfs)

@@ -44,6 +44,11 @@ class Settings:
         return changed
 
 
+def fail_after_of(given: float | None, timeout: float) -> float:
+    """`--fail-after` as given; without it no read ends before its own deadline."""
+    return max(DEFAULT_FAIL_AFTER, timeout) if given is None else given
+
+
 def default_user() -> str:
     """Whom the fetching process runs as: `pagein` if there is such a user, else `nobody`."""
     try:
@@ -88,12 +93,13 @@ HostsDir = Annotated[
     ),
 ]
 FailAfter = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--fail-after",
         metavar="SECONDS",
         min=0.1,
         help="Of no answer at all from a server, after which reads fail at once until it is back.",
+        show_default=f"{DEFAULT_FAIL_AFTER:g}, or --timeout if that is more",
     ),
 ]
 
