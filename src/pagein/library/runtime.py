@@ -165,9 +165,11 @@ class Runtime:
 
     def _session_for(self, source: str) -> Any:
         if self._session is None and is_url(source):
+            from pagein.origins.health import FAIL_AFTER
             from pagein.origins.session import Session
 
-            self._session = Session()
+            # No read ends before its own deadline.
+            self._session = Session(fail_after=max(FAIL_AFTER, self.timeout))
         return self._session
 
     async def _origin(self, volume: bytes, cookie: bytes) -> Origin:
