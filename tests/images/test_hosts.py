@@ -34,6 +34,11 @@ def test_hosts_in_their_order_and_the_server_last() -> None:
     ]
 
 
+def test_docker_hub_is_where_its_api_is() -> None:
+    (server,) = parsed('server = "https://docker.io"')
+    assert server.url == "https://registry-1.docker.io"
+
+
 def test_without_a_server_the_registry_itself_comes_last() -> None:
     assert [each.url for each in parsed('[host."m.example"]\n')] == ["https://m.example", ""]
 

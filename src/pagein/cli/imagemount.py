@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import json
 import os
 import sys
 from typing import Any
@@ -19,6 +20,9 @@ from pagein.control import Answer, Connection, ControlError, NotListening
 
 _SAY = 1.0
 """Seconds for a question to go into a socket's buffer."""
+
+_MAX_HOSTS = 500_000
+"""Bytes of what `hosts.toml` says, certificates and all; a trace gets the rest of a question."""
 
 _MAX_PACKED = 900_000
 """Bytes of a packed trace: with the rest of the question less than `control.MAX_LINE`."""
@@ -42,8 +46,9 @@ class Wanted:
         self.source = source
         self._settings = settings
         self._platform = platform
-        self._trace = _packed(trace) if trace is not None and prefetch else ""
         self._hosts = _hosts(source, settings.hosts_dir)
+        room = _MAX_PACKED - len(json.dumps(self._hosts))
+        self._trace = _packed(trace, room) if trace is not None and prefetch else ""
         self._prefetch = prefetch
         self._asked: Connection | None = None
 
@@ -143,13 +148,13 @@ def absolute(source: str) -> str:
     return f"oci:{os.path.abspath(directory)}{colon}{rest}"
 
 
-def _packed(path: str) -> str:
+def _packed(path: str, room: int) -> str:
     """The trace in a file, looked at here: the user half may not be able to read the file."""
     from pagein.cli.tracefile import load
     from pagein.images.traces.document import pack
 
     packed = pack(load(path).dump())
-    if len(packed) > _MAX_PACKED:
+    if len(packed) > room:
         raise ControlError(errno.EFBIG, f"{path}: too much for a trace: {len(packed)} bytes packed")
     return packed
 
@@ -171,7 +176,11 @@ def _hosts(source: str, directory: str) -> dict[str, Any]:
 
     from pagein.images.hosts import hosts_of
 
-    return {reference.host: msgspec.to_builtins(hosts_of(directory, reference.host))}
+    found = {reference.host: msgspec.to_builtins(hosts_of(directory, reference.host))}
+    if (size := len(msgspec.json.encode(found))) > _MAX_HOSTS:
+        text = f"{size} bytes of certificates and headers for {reference.host}"
+        raise ControlError(errno.EFBIG, f"{directory}: too much: {text}")
+    return found
 
 
 def _auth(source: str, hosts: dict[str, Any]) -> dict[str, Any]:

@@ -201,7 +201,9 @@ class _Table:
         if not usable or "@" in parts.netloc or parts.query or parts.fragment:
             self._refuse(key, f"{url!r} is not the URL of a server")
         path = posixpath.normpath(parts.path) if parts.path.strip("/") else ""
-        return f"{parts.scheme}://{parts.netloc}", path
+        # As in containerd's own example; the API is not there.
+        netloc = "registry-1.docker.io" if parts.netloc == "docker.io" else parts.netloc
+        return f"{parts.scheme}://{netloc}", path
 
     def _capabilities(self) -> tuple[str, ...]:
         given = [each.lower() for each in self._strings("capabilities")]
