@@ -10,10 +10,10 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from pagein.cli.settings import DEFAULT_FAIL_AFTER, Settings
+from pagein.cli.settings import Settings
 from pagein.control import Answer, Connection, ControlError, ask
 
 Ask = Callable[[dict[str, Any], float], Answer]
@@ -91,18 +91,18 @@ def kept_running(
     daemon_user: str,
     front_end: str = "fuse",
     meanwhile: Callable[[], None] = nothing,
-    fail_after: float = DEFAULT_FAIL_AFTER,
+    more: Sequence[str] = (),
 ) -> Iterator[Ask]:
     """Start the keeper and both halves unless they run, and keep them until the end of the block.
 
     `meanwhile` is called, and must not fail, while they are being started: what is asked of them
-    then waits for them. Yields how to ask the kernel half. If the block fails, and nothing is
-    mounted, they end with it. Raises ControlError with one line for the user.
+    then waits for them. `more` are further options of the keeper. Yields how to ask the kernel
+    half. If the block fails, and nothing is mounted, they end with it. Raises ControlError with one
+    line for the user.
     """
     check_prerequisites(settings, KERNEL_DEVICE if front_end == "kernel" else FUSE_DEVICE)
     options = ["--timeout", str(timeout), "--daemon-user", daemon_user]
-    options += ["--front-end", front_end, "--device", KERNEL_DEVICE]
-    options += ["--fail-after", str(fail_after)]
+    options += ["--front-end", front_end, "--device", KERNEL_DEVICE, *more]
     connection, found = _connect(settings, options, meanwhile)
 
     def ask_it(question: dict[str, Any], timeout: float) -> Answer:

@@ -26,8 +26,8 @@ from pagein.cli.settings import (
     StateDir,
     TraceOption,
     check_user,
+    dead_after,
     default_user,
-    fail_after_of,
     settings_of,
 )
 from pagein.cli.sources import Source, blob_of, is_image, with_mirrors
@@ -129,7 +129,7 @@ def mount(
         with (
             contextlib.closing(wanted),
             kept_running(
-                settings, timeout, user, front_end, begin, fail_after_of(fail_after, timeout)
+                settings, timeout, user, front_end, begin, dead_after(fail_after, timeout)
             ) as ask,
         ):
             found = ask({"op": "status"}, 10.0)

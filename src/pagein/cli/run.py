@@ -26,8 +26,8 @@ from pagein.cli.settings import (
     StateDir,
     TraceOption,
     check_user,
+    dead_after,
     default_user,
-    fail_after_of,
     settings_of,
 )
 from pagein.cli.sources import is_image
@@ -166,7 +166,7 @@ def run(
             container(settings) as place,
             contextlib.closing(wanted),
             kept_running(
-                settings, timeout, who, "fuse", begin, fail_after_of(fail_after, timeout)
+                settings, timeout, who, "fuse", begin, dead_after(fail_after, timeout)
             ) as ask,
         ):
             writable = Writable(rw) if rw else Writable(str(place.written), volatile=True)

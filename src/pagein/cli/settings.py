@@ -49,6 +49,11 @@ def fail_after_of(given: float | None, timeout: float) -> float:
     return max(DEFAULT_FAIL_AFTER, timeout) if given is None else given
 
 
+def dead_after(given: float | None, timeout: float) -> list[str]:
+    """`--fail-after` for a keeper."""
+    return ["--fail-after", str(fail_after_of(given, timeout))]
+
+
 def default_user() -> str:
     """Whom the fetching process runs as: `pagein` if there is such a user, else `nobody`."""
     try:
