@@ -85,6 +85,12 @@ def test_failures_far_apart_prove_nothing() -> None:
     assert it.state(1000.0) == "closed"
 
 
+def test_who_pauses_between_tries_for_longer_than_that_proves_it_all_the_same() -> None:
+    it = Health(0.5, most)
+    assert not fail(it, 0.0)
+    assert fail(it, 2.0)
+
+
 def test_one_probe_is_let_through_and_its_answer_closes_it() -> None:
     it = health()
     now = dead(it) + PROBE_FIRST

@@ -34,6 +34,9 @@ LIED: Final = 300.0
 BUSY_MOST: Final = 60.0
 """Seconds: a server that asks for a longer pause is asked once in that time all the same."""
 
+_TOGETHER: Final = 10.0
+"""Seconds between failures that are one trouble: more than anybody pauses between tries."""
+
 _SILENT: Final = 0.25
 """The part of `fail_after` after which a request that was given up counts as not answered."""
 
@@ -110,7 +113,8 @@ class Health:
     def bad(self, attempt: Attempt, now: float, error: str) -> bool:
         """It did not answer, or not as a server that works; whether that opened the breaker."""
         # What lies far apart, with nothing asked between, is no proof of a dead server.
-        if self._failing_since is None or now - self._failed_last > self._fail_after:
+        unasked = attempt.begun - self._failed_last
+        if self._failing_since is None or unasked > max(self._fail_after, _TOGETHER):
             self._failing_since = attempt.begun
         # Nor is an answer that broke off: it was alive as long as that came.
         self._failing_since = max(self._failing_since, self._alive)
