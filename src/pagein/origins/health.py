@@ -62,7 +62,10 @@ class Refusal:
 class Health:
     """One server's; times are in seconds of any clock that never goes back."""
 
-    def __init__(self, fail_after: float = FAIL_AFTER, draw: Draw = random.random) -> None:
+    def __init__(
+        self, fail_after: float = FAIL_AFTER, draw: Draw = random.random, *, name: str = ""
+    ) -> None:
+        self.name = name
         self._fail_after = fail_after
         self._draw = draw
         self._failing_since: float | None = None

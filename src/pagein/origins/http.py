@@ -131,7 +131,7 @@ class HttpOrigin(Origin):
             left = length
             async for piece in served.response.content.iter_any():
                 if served.health.alive(now()):
-                    log.warning("%s: its server answers again", redact(served.name))
+                    log.warning("%s answers again", served.health.name)
                 left -= len(piece)
                 if left < 0:
                     self._fail(served.name, f"sent more than the {length} bytes it was asked for")

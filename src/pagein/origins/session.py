@@ -82,7 +82,7 @@ class Session:
         if found is None:
             if len(self._servers) >= _MAX_SERVERS:
                 del self._servers[next(iter(self._servers))]
-            found = self._servers[name] = Health(self._fail_after)
+            found = self._servers[name] = Health(self._fail_after, name=name)
         return found
 
     def servers(self) -> list[dict[str, Any]]:
