@@ -27,7 +27,7 @@ def print_status(found: dict[str, Any]) -> None:
         console.print(text, soft_wrap=True, markup=False, highlight=False)
     if found["blobs"]:
         console.print(_blobs(found["blobs"]))
-    for server in found["servers"]:
+    for server in found.get("servers", ()):
         if (trouble := _trouble(server)) is not None:
             console.print(trouble, soft_wrap=True, markup=False, highlight=False)
     oldest = found["oldest_read"]
