@@ -248,7 +248,7 @@ def test_reads_of_a_dead_registry_fail_at_once_and_it_comes_back_by_itself(
 
     # A reader with a deadline of 30 seconds does not wait for that.
     assert read_errno(file_in(pagein, 0), MIDDLE) == errno.EIO
-    assert "counts as dead: the server answered 502; reads fail at once" in pagein.log()
+    assert "counts as dead: the server answered 502; what needs it fails at once" in pagein.log()
     assert state() in ("open", "half-open")
     assert f"http://{front.host}: dead for" in pagein.ok("status")
     front.lie = None

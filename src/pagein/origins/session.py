@@ -183,7 +183,7 @@ class _Judge:
             self._tell()
 
     def _tell(self) -> None:
-        text = "%s counts as dead: %s; reads fail at once until it answers again"
+        text = "%s counts as dead: %s; what needs it fails at once until it answers again"
         log.error(text, self._server, self._health.error)
 
 
