@@ -15,6 +15,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pagein.cli.pulling import Shown
+from pagein.cli.settings import DEFAULT_HOSTS_DIR
 from pagein.images.connections import Connections
 from pagein.images.dockerconfig import DockerConfig
 from pagein.images.hosts import Host, hosts_of
@@ -40,7 +41,7 @@ _SHOW = 0.5
 class Here:
     """A store of this user, and a loop for what fetches; a context manager for one thread."""
 
-    def __init__(self, cache: str | None, hosts_dir: str) -> None:
+    def __init__(self, cache: str | None, hosts_dir: str = DEFAULT_HOSTS_DIR) -> None:
         """`cache` instead of ~/.cache/pagein; `hosts_dir` has what containerd has of mirrors."""
         self._hosts_dir = hosts_dir
         self._hosts: dict[str, tuple[Host, ...]] = {}

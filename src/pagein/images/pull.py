@@ -12,10 +12,10 @@ import asyncio
 import dataclasses
 import errno
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
-from typing import BinaryIO, Literal, TypeVar
+from typing import BinaryIO, Literal
 
 from msgspec.structs import replace
 
@@ -45,6 +45,7 @@ from pagein.images.manifest import (
     parse_manifest,
 )
 from pagein.images.parallel import both, each
+from pagein.images.patience import patiently, whole
 from pagein.images.platforms import Platform
 from pagein.images.reference import parse_reference
 from pagein.images.source import Image, check_platform, load_image, open_source
@@ -55,18 +56,11 @@ from pagein.images.traces.shipped import trace_of
 from pagein.origins.base import Origin, OriginError
 from pagein.origins.file import FileOrigin
 from pagein.origins.identity import Identity
-from pagein.origins.retry import Backoff
-
-log = logging.getLogger("pagein.images")
 
 _AT_ONCE = 4
-_ATTEMPTS = 5  # in a row that brought less than _ENOUGH
-_ENOUGH = 256 << 10  # bytes: else a server that gives a few at a time is asked for hours
-_PAUSE, _PAUSE_MOST = 0.5, 4.0  # seconds, see Backoff
 # With these the registry is out of reach for us: what is known of the image has to do.
 _UNREACHABLE = {errno.EACCES, errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EHOSTUNREACH}
 
-T = TypeVar("T")
 State = Literal["waiting", "index", "pulling", "here"]
 
 log = logging.getLogger("pagein.images")
@@ -267,7 +261,7 @@ class Pull:
         origin = self._compressed(layer)
         try:
             with self._store.create("indexes") as new:
-                made = await _patiently(lambda: toc.make(origin, layer, new.file))
+                made = await patiently(lambda: toc.make(origin, layer, new.file), self._timeout)
                 found = await asyncio.to_thread(checked, new, layer, made.digest, made.size)
                 await asyncio.to_thread(new.keep, made.digest)
         except (LayerError, OriginError) as problem:
@@ -335,27 +329,13 @@ class Pull:
         self, origin: Origin, layer: Layer, progress: Progress, copy: BinaryIO | None
     ) -> AsyncGenerator[bytes, None]:
         """The layer's bytes, gone on with where a connection broke; also written to `copy`."""
-        failures = progress.done = 0
-        backoff = Backoff(_PAUSE, _PAUSE_MOST)
-        while progress.done < layer.size:
-            before = progress.done
-            try:
-                left = layer.size - progress.done
-                async with aclosing(origin.stream(progress.done, left)) as parts:  # type: ignore[type-var]
-                    async for part in parts:
-                        piece = bytes(part)
-                        if copy is not None:
-                            await asyncio.to_thread(copy.write, piece)
-                        progress.done += len(piece)
-                        yield piece
-            except OriginError as problem:
-                if progress.done - before >= _ENOUGH:
-                    failures, backoff = 0, Backoff(_PAUSE, _PAUSE_MOST)
-                failures += 1
-                later = problem.after is not None and problem.after > self._timeout
-                if not problem.retry or failures == _ATTEMPTS or later:
-                    raise
-                await asyncio.sleep(backoff.pause(problem.after))
+        progress.done = 0
+        async with aclosing(whole(origin, layer.size, self._timeout)) as pieces:
+            async for piece in pieces:
+                if copy is not None:
+                    await asyncio.to_thread(copy.write, piece)
+                progress.done += len(piece)
+                yield piece
 
     def _compressed(self, layer: Layer) -> Origin:
         if self._store.has("layers", layer.digest):
@@ -398,19 +378,6 @@ class Pull:
             for part, size in sizes.items()
             if size
         )
-
-
-async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """What `call` returns, which is called again after what may pass."""
-    failures = 0
-    while True:
-        try:
-            return await call()
-        except OriginError as problem:
-            failures += 1
-            if not problem.retry or failures == _ATTEMPTS:
-                raise
-        await asyncio.sleep(_PAUSE * failures)
 
 
 Watcher = Callable[[list[Progress]], None]
