@@ -185,9 +185,9 @@ class Fill:
             self.present.discard(*self.pages(off, length))
 
     @property
-    def waits_since(self) -> float | None:
-        """When the oldest read that waits came, by the loop's clock; None if none does."""
-        return min((read.since for read in self._reads), default=None)
+    def waits(self) -> list[float]:
+        """When each read came that waits, by the loop's clock."""
+        return [read.since for read in self._reads]
 
     async def close(self) -> None:
         """Fail the reads, cancel the fetches and wait until their writes have ended."""

@@ -120,6 +120,11 @@ class Daemon:
         """Count what was served without the event loop, which hears of it late."""
         self._at_hand.report()
 
+    def waits(self) -> list[float]:
+        """For how long each READ that waits has waited, in seconds."""
+        now = asyncio.get_running_loop().time()
+        return [now - since for blob in self._objects.blobs() for since in blob.fill.waits]
+
     def stats(self) -> list[dict[str, Any]]:
         """What became of each open blob: sizes in bytes, counts, text of the last error."""
         self.report()

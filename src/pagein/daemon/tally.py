@@ -7,6 +7,7 @@ metrics do (docs/metrics.md). To count a READ costs less than a microsecond.
 from __future__ import annotations
 
 from bisect import bisect_left
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
@@ -68,6 +69,17 @@ class Histogram:
         return sum(self.counts)
 
 
+@dataclass(frozen=True, slots=True)
+class Now:
+    """What holds at this moment: reads that wait, bytes of the blobs that are open."""
+
+    waiting: int
+    oldest: float
+    """Seconds."""
+    present: int
+    size: int
+
+
 class Tally:
     """The counts of one user half, over all its blobs.
 
@@ -92,7 +104,7 @@ class Tally:
         self._hosts: set[str] = set()
 
     def landed(self, kind: Kind, size: int, wanted: int) -> None:
-        """`size` bytes of a fetch of a `kind` are in the cache; READs waited for `wanted` of them."""
+        """`size` bytes of a fetch of a `kind` have come; READs wait for `wanted` of them."""
         self.fetched[Kind.DEMAND] += wanted
         self.fetched[Kind.AHEAD if kind is Kind.DEMAND else kind] += size - wanted
 

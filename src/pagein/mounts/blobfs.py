@@ -61,6 +61,8 @@ class BlobFs:
         self.exports: dict[int, Export] = {}
         self.touched: Callable[[Cookie, int, int], None] | None = None
         """Told of each read: offset and length in bytes."""
+        self.answered: Callable[[Cookie, int, int, bool], None] | None = None
+        """Told of each read that got its bytes, and whether some of them were missing."""
         self._next_node = 2
         self._next_handle = first_handle
         self._released = released
@@ -179,6 +181,8 @@ class BlobFs:
             view = memoryview(buffer)[:length]
             if cookie.file.read_now([view], wanted.offset) == length:
                 self._answer(request.unique, buffer, view)
+                if self.answered is not None:
+                    self.answered(cookie, wanted.offset, length, False)
                 self._follow(export, wanted.offset, length, waited=False)
                 return self.server.ANSWERED
             self._give_buffer(buffer, view)
@@ -202,6 +206,8 @@ class BlobFs:
         if got != length:
             raise error(errno.EIO)  # a short read would be taken for zeros
         self._answer(unique, buffer, view)
+        if self.answered is not None:
+            self.answered(cookie, offset, length, not resident)
         self._follow(export, offset, length, waited=waited)
         return self.server.ANSWERED
 
