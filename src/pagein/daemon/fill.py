@@ -185,9 +185,9 @@ class Fill:
             self.present.discard(*self.pages(off, length))
 
     @property
-    def waits(self) -> list[float]:
-        """When each read came that waits, by the loop's clock."""
-        return [read.since for read in self._reads]
+    def waits(self) -> list[tuple[float, int, int]]:
+        """Each read that waits: since when, by the loop's clock, its start and its length."""
+        return [(read.since, read.start, read.end - read.start) for read in self._reads]
 
     async def close(self) -> None:
         """Fail the reads, cancel the fetches and wait until their writes have ended."""

@@ -120,10 +120,12 @@ class Daemon:
         """Count what was served without the event loop, which hears of it late."""
         self._at_hand.report()
 
-    def waits(self) -> list[float]:
-        """For how long each READ that waits has waited, in seconds."""
+    def waits(self) -> list[tuple[float, Blob, int, int]]:
+        """The READs that wait, the oldest first: seconds, blob, offset and length in bytes."""
         now = asyncio.get_running_loop().time()
-        return [now - since for blob in self._objects.blobs() for since in blob.fill.waits]
+        blobs = self._objects.blobs()
+        found = [(now - s, blob, off, len_) for blob in blobs for s, off, len_ in blob.fill.waits]
+        return sorted(found, key=lambda wait: -wait[0])
 
     def stats(self) -> list[dict[str, Any]]:
         """What became of each open blob: sizes in bytes, counts, text of the last error."""

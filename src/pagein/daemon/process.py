@@ -33,7 +33,7 @@ from pagein.daemon.filedevice import FileDevice
 from pagein.daemon.handover import device_from
 from pagein.daemon.images import Images
 from pagein.daemon.loop import Daemon, raise_fd_limit
-from pagein.daemon.objects import Blob
+from pagein.daemon.objects import Blob, readable
 from pagein.daemon.privileges import give_up_privileges
 from pagein.daemon.records import Records
 from pagein.daemon.secrets import Secrets
@@ -51,6 +51,8 @@ log = logging.getLogger("pagein.daemon")
 RECORDS = "origins"
 IMAGES = "images"
 SECRETS = "secrets"
+MOST_WAITING = 16
+"""Waiting READs that are told one by one."""
 
 
 class Process:
@@ -163,8 +165,22 @@ class Process:
             "pid": os.getpid(),
             "blobs": blobs,
             "traffic": self.tally.values(),
+            "waiting": self._waits(),
             "metrics": self.shown.addresses,
         }
+
+    def _waits(self) -> list[dict[str, Any]]:
+        waits = self.daemon.waits() if self.daemon is not None else []
+        return [
+            {
+                "age": round(age, 3),
+                "volume": readable(blob.key[0]),
+                "cookie": readable(blob.key[1]),
+                "off": start,
+                "len": length,
+            }
+            for age, blob, start, length in waits[:MOST_WAITING]
+        ]
 
     def now(self) -> Now:
         """What holds now, for the metrics."""
@@ -174,7 +190,7 @@ class Process:
         waits, blobs = self.daemon.waits(), list(self.daemon.objects.blobs())
         present = sum(min(blob.fill.present.total, blob.size) for blob in blobs)
         size = sum(blob.size for blob in blobs)
-        return Now(len(waits), max(waits, default=0.0), present, size)
+        return Now(len(waits), waits[0][0] if waits else 0.0, present, size)
 
 
 async def _run(process: Process, control: socket.socket, device: Awaitable[Device]) -> None:

@@ -34,9 +34,7 @@ class Halves(Collector):
         now, tally = self._now(), self._tally
         yield _histogram(catalogue.READ_SECONDS, tally.reads.items())
         yield _histogram(catalogue.FETCH_SECONDS, tally.fetches.items())
-        yield _value(
-            catalogue.FETCHED_BYTES, [((kind,), count) for kind, count in tally.fetched.items()]
-        )
+        yield _value(catalogue.FETCHED_BYTES, [((k,), count) for k, count in tally.fetched.items()])
         yield _value(catalogue.FAILED_READS, [((), tally.failed_reads)])
         yield _value(catalogue.FAILED_FETCHES, [((), tally.failed_fetches)])
         yield _value(catalogue.RETRIES, [((), tally.retries)])
