@@ -17,6 +17,8 @@ _WIDE = 110
 """Columns from which on there is room for explanations."""
 _SLOW = 5.0
 """Seconds after which a wait is shown in red."""
+_FIXED = 15
+"""Lines of headings, of the first table, and between tables."""
 _KINDS = {
     "demand": "a reader waits for it",
     "ahead": "around and ahead of reads",
@@ -35,19 +37,19 @@ def screen(
     parts: list[RenderableType] = [head]
     if what["problem"]:
         parts.append(Text(what["problem"], style="red"))
-    waiting = what["waiting_total"]
-    fixed = 14 + len(what["hosts"])
-    room = None if height is None else max(2, height - fixed)
-    parts += [
-        Text(),
-        _traffic(what, wide=width >= _WIDE),
-        Text(),
-        _mounts(what["mounts"], None if room is None else max(1, room - min(waiting, room // 2))),
-    ]
+    mounts, waiting = len(what["mounts"]), len(what["waiting"])
+    errors = {each["last_error"] for each in what["mounts"]} - {None}
+    more = len(what["hosts"]) + len(errors) + bool(what["perhaps"]) + bool(what["problem"])
+    most_mounts = most_waiting = None
+    if height is not None:
+        room = max(2, height - _FIXED - more)
+        most_mounts = max(1, room - min(waiting, room // 2))
+        most_waiting = max(1, room - min(mounts, most_mounts))
+    parts += [Text(), _traffic(what, wide=width >= _WIDE)]
+    parts += [Text(), _mounts(what["mounts"], most_mounts)]
     if what["hosts"]:
         parts += [Text(), _hosts(what["hosts"])]
-    most = None if room is None else max(1, room - len(what["mounts"]))
-    parts += [Text(), _waiting(what, most)]
+    parts += [Text(), _waiting(what, most_waiting)]
     return Group(*parts)
 
 
@@ -155,7 +157,7 @@ def _waiting(what: dict[str, Any], most: int | None) -> RenderableType:
         pid = _UNKNOWN if read["pid"] is None else str(read["pid"])
         wants = f"{human(read['len'])} at {read['off']}"
         source = _text(read["source"] or f"{read['volume']}/{read['cookie']}")
-        table.add_row(age, pid, Text(read["command"] or _UNKNOWN), wants, source)
+        table.add_row(age, pid, Text(read["command"] or "(kernel)"), wants, source)
     lines: list[RenderableType] = [table]
     if total > len(waiting):
         lines.append(Text(f"and {total - len(waiting)} more", style="dim"))

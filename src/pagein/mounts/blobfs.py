@@ -62,7 +62,7 @@ class BlobFs:
         self.touched: Callable[[Cookie, int, int], None] | None = None
         """Told of each read: offset and length in bytes."""
         self.answered: Callable[[Cookie, int, int, bool], None] | None = None
-        """Told of each read that got its bytes, and whether some of them were missing."""
+        """Told of each read that gets its bytes, and whether some of them were missing."""
         self._next_node = 2
         self._next_handle = first_handle
         self._released = released
@@ -180,9 +180,9 @@ class BlobFs:
             buffer = self._take_buffer()
             view = memoryview(buffer)[:length]
             if cookie.file.read_now([view], wanted.offset) == length:
-                self._answer(request.unique, buffer, view)
                 if self.answered is not None:
                     self.answered(cookie, wanted.offset, length, False)
+                self._answer(request.unique, buffer, view)
                 self._follow(export, wanted.offset, length, waited=False)
                 return self.server.ANSWERED
             self._give_buffer(buffer, view)
@@ -205,9 +205,9 @@ class BlobFs:
             got = await loop.run_in_executor(None, cookie.file.read, [view], offset)
         if got != length:
             raise error(errno.EIO)  # a short read would be taken for zeros
-        self._answer(unique, buffer, view)
         if self.answered is not None:
             self.answered(cookie, offset, length, not resident)
+        self._answer(unique, buffer, view)
         self._follow(export, offset, length, waited=waited)
         return self.server.ANSWERED
 
