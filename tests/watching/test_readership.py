@@ -1,6 +1,6 @@
 """What was brought and is not read: exact, whatever is read and written."""
 
-from types import SimpleNamespace
+from dataclasses import dataclass, field
 from typing import Any
 
 from hypothesis import given
@@ -11,14 +11,20 @@ from pagein.protocol.numbers import Number, Numbers
 
 SPAN = 64
 Step = tuple[str, int, int]
-ranges = st.tuples(st.integers(0, SPAN), st.integers(0, 16))
 steps = st.lists(st.tuples(st.sampled_from(["wrote", "read"]), *[st.integers(0, SPAN)] * 2))
 
 
-def blob(name: bytes) -> tuple[Any, Any]:
-    """As much of a cookie and of its object as is looked at."""
-    obj = SimpleNamespace(volume_key=b"v", cookie_key=name)
-    return SimpleNamespace(key=(b"v", name), object=obj), obj
+@dataclass(eq=False)
+class Blob:
+    """As much of a cookie as is looked at."""
+
+    object: object = field(default_factory=object)
+
+
+def blob() -> tuple[Any, Any]:
+    """A cookie and its object."""
+    cookie = Blob()
+    return cookie, cookie.object
 
 
 @given(steps)
@@ -26,7 +32,7 @@ def test_each_byte_is_unread_until_it_is_read(steps: list[Step]) -> None:
     numbers = Numbers()
     numbers[Number.UNREAD_BYTES] = 99  # of a predecessor
     readership = Readership(numbers)
-    cookie, obj = blob(b"a")
+    cookie, obj = blob()
     unread: set[int] = set()
     written = 0
     for what, offset, length in steps:
@@ -51,7 +57,7 @@ def test_each_byte_is_unread_until_it_is_read(steps: list[Step]) -> None:
 
 def test_blobs_are_told_apart() -> None:
     readership = Readership(Numbers())
-    (one, first), (other, _) = blob(b"a"), blob(b"b")
+    (one, first), (other, _) = blob(), blob()
     readership.wrote(first, 0, 10)
     readership.read(other, 0, 10, False)
     assert readership.numbers[Number.UNREAD_BYTES] == 10

@@ -37,14 +37,15 @@ class Numbers:
     def __init__(self, memory: bytearray | memoryview | None = None) -> None:
         """`memory` has `SIZE` bytes, and may be read-only for who only looks."""
         own = bytearray(SIZE) if memory is None else memory
-        self._cells = memoryview(own).cast("Q")
+        self.cells = memoryview(own).cast("Q")
+        """The numbers by the values of `Number`, for who is in a hurry."""
 
     def __getitem__(self, number: Number) -> int:
-        return self._cells[number]
+        return self.cells[number]
 
     def __setitem__(self, number: Number, value: int) -> None:
-        self._cells[number] = value
+        self.cells[number] = value
 
     def values(self) -> dict[str, int]:
         """All of them by their names in small letters."""
-        return {number.name.lower(): self._cells[number] for number in Number}
+        return {number.name.lower(): self.cells[number] for number in Number}
