@@ -1,7 +1,7 @@
 """`pagein top` and the metrics where Linux is the kernel half, which tells little."""
 
 import pytest
-from tests.e2e.harness import Image, drop_caches, serve, wait_for
+from tests.e2e.harness import Image, serve, wait_for
 from tests.e2e.readers import Reader
 from tests.e2e.test_metrics import by_priority, scrape, stalled, top
 from tests.realkernel.rig import Served
@@ -14,7 +14,6 @@ pytestmark = pytest.mark.realkernel
 def test_who_waits_is_guessed(image: Image, place: Served, server: WebServer) -> None:
     place.mount(*serve(server, image=image.single), options=("--metrics",))
     large = max(image.files, key=lambda name: (image.tree / name).stat().st_size)
-    drop_caches()
     with stalled(server) as gate, Reader(place.target / large) as reader:
         what = wait_for(lambda: (found := top(place))["perhaps"] and found)
         assert what["waiting"][0]["pid"] is None
