@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pagein.cli.settings import Settings
-from pagein.cli.showing import Showing
+from pagein.cli.showing import Showing, sockets
 from pagein.control import ControlError
 from pagein.keeper.shown import Shown, parse_address
 from pagein.protocol.numbers import Number, Numbers
@@ -65,18 +65,30 @@ def test_who_is_to_read_the_page_cannot_write_it(
 
 def test_what_is_held_is_let_go(tmp_path: Path) -> None:
     path = tmp_path / "metrics.sock"
+    before = set(os.listdir("/proc/self/fd"))
     with contextlib.ExitStack() as stack:
-        shown = Shown(stack, str(path), "0", page=False)
-        assert path.is_socket() and len(shown.user_half_fds) == 2
+        shown = Shown(stack, str(path), "0")
+        assert path.is_socket() and len(shown.user_half_fds) == 3
         with socket.socket(fileno=os.dup(shown.sockets[1])) as port:
             assert port.getsockname()[0] == "127.0.0.1"
-    assert not path.exists()
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_port_that_is_taken(stack: contextlib.ExitStack, tmp_path: Path) -> None:
     taken = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
     with pytest.raises(OSError, match=f"--metrics-port {taken}: address already in use"):
         Shown(stack, str(tmp_path / "metrics.sock"), str(taken))
+
+
+def test_a_daemon_without_a_keeper_listens_by_itself(tmp_path: Path) -> None:
+    settings = Settings(str(tmp_path / "run"), str(tmp_path))
+    assert sockets(settings, Showing(False, None)) == []
+    fds = sockets(settings, Showing(True, "0"))
+    for fd in fds:
+        with socket.socket(fileno=fd) as listening, socket.socket(listening.family) as client:
+            name = listening.getsockname()
+            client.connect(settings.path("metrics.sock") if isinstance(name, str) else name)
+    assert len(fds) == 2
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,9 @@ class Shown:
     ) -> None:
         """Listen on the Unix socket `path`, and on `port`, as `parse_address` has it.
 
-        All of it is let go with `stack`. Raises OSError.
+        All of it is let go with `stack`, but for the name of the socket. Raises OSError.
         """
         self.numbers = self.numbers_to_read = -1
-        stack.callback(_remove, path)
         self.sockets = [stack.enter_context(listen(path)).fileno()]
         if port is not None:
             self.sockets.append(stack.enter_context(_listen(port)).fileno())
@@ -87,8 +86,3 @@ def _page(stack: contextlib.ExitStack) -> tuple[int, int]:
     reading = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     stack.callback(os.close, reading)
     return fd, reading
-
-
-def _remove(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
