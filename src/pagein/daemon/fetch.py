@@ -13,14 +13,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Final, Protocol
 
 from pagein.daemon.buffers import Budget, Buffer
-from pagein.daemon.tally import Cause, Kind
+from pagein.daemon.tally import Kind
 from pagein.origins.base import Origin, OriginError
 from pagein.protocol.messages import PAGE_SIZE
+from pagein.rangeset import RangeSet
 
 log = logging.getLogger("pagein.daemon")
 
@@ -329,11 +330,10 @@ class Fetch:
 class Waiting:
     """A read that is not complete: [start, end) in bytes, and the future that ends its wait."""
 
-    __slots__ = ("cause", "end", "future", "napping", "since", "start", "then")
+    __slots__ = ("end", "future", "napping", "since", "start", "then")
 
-    def __init__(self, start: int, end: int, then: Then | None, since: float, cause: Cause) -> None:
+    def __init__(self, start: int, end: int, then: Then | None, since: float) -> None:
         self.since = since
-        self.cause = cause
         self.start = start
         self.end = end
         self.then = then
@@ -344,6 +344,15 @@ class Waiting:
         """End the wait: with None the bytes may be there."""
         if not self.future.done():
             self.future.set_result(failure)
+
+
+def wanted(reads: Iterable[Waiting], start: int, end: int) -> int:
+    """How many bytes of [start, end) one of `reads` waits for."""
+    found = RangeSet()
+    for read in reads:
+        if read.start < end and start < read.end:
+            found.add(max(start, read.start), min(end, read.end))
+    return found.total
 
 
 class Failure:

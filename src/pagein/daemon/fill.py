@@ -22,7 +22,7 @@ from typing import Final
 
 from pagein.daemon.buffers import Budget, GaveWay
 from pagein.daemon.failures import RecentFailures, again, text_of
-from pagein.daemon.fetch import Claim, Failure, Fetch, Then, Waiting, Write
+from pagein.daemon.fetch import Claim, Failure, Fetch, Then, Waiting, Write, wanted
 from pagein.daemon.readahead import WINDOW_MAX, Policy
 from pagein.daemon.tally import Cause, Kind, Tally
 from pagein.origins.base import Origin
@@ -132,7 +132,7 @@ class Fill:
             raise again(recent)
         with self._lock:
             cause = Cause.FETCHED if self._missing(start, end) else Cause.IN_FLIGHT
-        read = Waiting(start, end, then, now, cause)
+        read = Waiting(start, end, then, now)
         self._add(read)
         try:
             self._start_plan(start, end - start, now)
@@ -385,11 +385,7 @@ class Fill:
 
     def landed(self, start: int, end: int, kind: Kind) -> None:
         """Called by a fetch: [start, end) is in the cache now."""
-        wanted = RangeSet()
-        for read in self._reads:
-            if read.start < end and start < read.end:
-                wanted.add(max(start, read.start), min(end, read.end))
-        self.tally.landed(kind, end - start, wanted.total)
+        self.tally.landed(kind, end - start, wanted(self._reads, start, end))
         self._landed(start, end)
 
     def _landed(self, start: int, end: int) -> None:

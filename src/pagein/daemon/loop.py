@@ -19,14 +19,14 @@ import signal
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final
 
-from pagein.daemon import presence
+from pagein.daemon import presence, stats
 from pagein.daemon.athand import AtHand
 from pagein.daemon.buffers import Budget
 from pagein.daemon.device import AnonFd, Device
 from pagein.daemon.fetch import Claim, Then
 from pagein.daemon.filedevice import FileDevice
 from pagein.daemon.fill import Fill
-from pagein.daemon.objects import Blob, Key, ObjectTable, name_of, readable
+from pagein.daemon.objects import Blob, Key, ObjectTable, name_of
 from pagein.daemon.opening import Opener, OriginOf, errno_of
 from pagein.daemon.tally import Tally
 from pagein.origins.base import Origin
@@ -116,34 +116,14 @@ class Daemon:
         """The open objects: `objects.dup(object_id)` makes an fd for a worker."""
         return self._objects
 
-    def report(self) -> None:
-        """Count what was served without the event loop, which hears of it late."""
+    def blobs(self) -> list[Blob]:
+        """The open ones, when they know what was served without the event loop."""
         self._at_hand.report()
-
-    def waits(self) -> list[tuple[float, Blob, int, int]]:
-        """The READs that wait, the oldest first: seconds, blob, offset and length in bytes."""
-        now = asyncio.get_running_loop().time()
-        blobs = self._objects.blobs()
-        found = [(now - s, blob, off, len_) for blob in blobs for s, off, len_ in blob.fill.waits]
-        return sorted(found, key=lambda wait: -wait[0])
+        return list(self._objects.blobs())
 
     def stats(self) -> list[dict[str, Any]]:
         """What became of each open blob: sizes in bytes, counts, text of the last error."""
-        self.report()
-        return [
-            {
-                "volume": readable(blob.key[0]),
-                "cookie": readable(blob.key[1]),
-                "size": blob.size,
-                "present": min(blob.fill.present.total, blob.size),
-                "fetched": blob.fill.fetched,
-                "prefetched": blob.prefetched,
-                "requests": blob.fill.requests,
-                "errors": blob.fill.errors,
-                "last_error": blob.fill.last_error,
-            }
-            for blob in self._objects.blobs()
-        ]
+        return stats.of_blobs(self.blobs())
 
     # ---- beginning and end
 

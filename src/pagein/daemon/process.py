@@ -27,13 +27,14 @@ import pagein.origins.file
 import pagein.origins.http
 from pagein.control import Answer, listen, message_of
 from pagein.controlserver import ControlServer
+from pagein.daemon import stats
 from pagein.daemon.answers import count_answers
 from pagein.daemon.device import DEVICE_LOST, Device, DeviceDead
 from pagein.daemon.filedevice import FileDevice
 from pagein.daemon.handover import device_from
 from pagein.daemon.images import Images
 from pagein.daemon.loop import Daemon, raise_fd_limit
-from pagein.daemon.objects import Blob, readable
+from pagein.daemon.objects import Blob
 from pagein.daemon.privileges import give_up_privileges
 from pagein.daemon.records import Records
 from pagein.daemon.secrets import Secrets
@@ -51,8 +52,6 @@ log = logging.getLogger("pagein.daemon")
 RECORDS = "origins"
 IMAGES = "images"
 SECRETS = "secrets"
-MOST_WAITING = 16
-"""Waiting READs that are told one by one."""
 
 
 class Process:
@@ -154,7 +153,7 @@ class Process:
 
     async def status(self, question: dict[str, Any]) -> Answer:
         """What was fetched, for `pagein status`."""
-        blobs = self.daemon.stats() if self.daemon is not None else []
+        blobs = stats.of_blobs(self._blobs())
         for blob in blobs:
             with contextlib.suppress(OSError):
                 found = self.records.find(blob["cookie"].encode())
@@ -165,32 +164,16 @@ class Process:
             "pid": os.getpid(),
             "blobs": blobs,
             "traffic": self.tally.values(),
-            "waiting": self._waits(),
+            "waiting": stats.waiting(self._blobs(), asyncio.get_running_loop().time()),
             "metrics": self.shown.addresses,
         }
 
-    def _waits(self) -> list[dict[str, Any]]:
-        waits = self.daemon.waits() if self.daemon is not None else []
-        return [
-            {
-                "age": round(age, 3),
-                "volume": readable(blob.key[0]),
-                "cookie": readable(blob.key[1]),
-                "off": start,
-                "len": length,
-            }
-            for age, blob, start, length in waits[:MOST_WAITING]
-        ]
+    def _blobs(self) -> list[Blob]:
+        return self.daemon.blobs() if self.daemon is not None else []
 
     def now(self) -> Now:
         """What holds now, for the metrics."""
-        if self.daemon is None:
-            return Now(0, 0.0, 0, 0)
-        self.daemon.report()
-        waits, blobs = self.daemon.waits(), list(self.daemon.objects.blobs())
-        present = sum(min(blob.fill.present.total, blob.size) for blob in blobs)
-        size = sum(blob.size for blob in blobs)
-        return Now(len(waits), waits[0][0] if waits else 0.0, present, size)
+        return stats.now(self._blobs(), asyncio.get_running_loop().time())
 
 
 async def _run(process: Process, control: socket.socket, device: Awaitable[Device]) -> None:
