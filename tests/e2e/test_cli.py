@@ -101,7 +101,8 @@ def test_status_while_a_read_hangs(small: Image, server: WebServer, pagein: Page
         shown = pagein.ok("status")
     assert set(found) == {
         *("running", "pid", "daemon_pid", "front_end", "mount_namespace", "cache", "problem"),
-        *("dead", "fuse_requests", "blobs", "mounts", "oldest_read"),
+        *("dead", "fuse_requests", "blobs", "mounts", "oldest_read", "waiting"),
+        *("numbers", "traffic", "metrics"),
     }
     assert found["running"] is True
     assert {found["pid"], found["daemon_pid"]} < set(pagein.processes())
