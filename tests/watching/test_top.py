@@ -98,6 +98,20 @@ def test_the_first_look_has_no_rates() -> None:
     assert summary(Look(found(), 1.0), Look(stopped, 2.0))["running"] is False
 
 
+def test_where_linux_is_the_kernel_half_it_tells_little() -> None:
+    state = found(waiting=2)
+    del state["numbers"]
+    state |= {"front_end": "kernel", "oldest_read": None}
+    for read in state["waiting"]:
+        read["pid"] = 0
+    what = summary(Look(state, 1.0), Look(state, 2.0))
+    assert what["reads"] is None
+    assert what["waiting_total"] == 2
+    assert [read["pid"] for read in what["waiting"]] == [None, None]
+    text = "\n".join(drawn(what, 120, 40))
+    assert "hits" not in text and "(kernel)" in text
+
+
 def drawn(what: dict[str, Any], width: int, height: int) -> list[str]:
     """The screen's lines, as a terminal of that size gets them."""
     console = Console(width=width, height=height, color_system=None)
