@@ -19,6 +19,7 @@ from pagein.cli.settings import (
     default_user,
     settings_of,
 )
+from pagein.cli.showing import MetricsOption, MetricsPort, Showing, sockets
 
 
 def daemon(
@@ -35,6 +36,8 @@ def daemon(
         float, typer.Option(metavar="SECONDS", min=0.1, help="Deadline of a read.")
     ] = 30.0,
     daemon_user: DaemonUser = None,
+    metrics: MetricsOption = False,
+    metrics_port: MetricsPort = None,
     state_dir: StateDir = None,
     cache: CacheDir = None,
 ) -> None:
@@ -48,8 +51,9 @@ def daemon(
     path = device or settings.path("dev/cachefiles")
     with one_line_errors():
         user = check_user(daemon_user or default_user())
+        showing = Showing.of(metrics, metrics_port)
         if os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode):
-            _keep(settings, os.path.realpath(path), timeout, user)
+            _keep(settings, os.path.realpath(path), timeout, user, showing)
         from pagein.daemon.process import serve
 
         serve(
@@ -58,15 +62,16 @@ def daemon(
             cache=settings.cache,
             timeout=timeout,
             user=user,
+            metrics=sockets(settings, showing),
         )
 
 
-def _keep(settings: Settings, device: str, timeout: float, user: str) -> None:
+def _keep(settings: Settings, device: str, timeout: float, user: str, showing: Showing) -> None:
     """Become the keeper of the kernel's device."""
     check_prerequisites(settings, device)
     if running(settings):
         fail(f"pagein runs in {settings.state_dir} already; choose another --state-dir")
     options = ["--front-end", "kernel", "--device", device, "--linger", "inf"]
-    options += ["--timeout", str(timeout), "--daemon-user", user]
+    options += ["--timeout", str(timeout), "--daemon-user", user, *showing.options]
     command = keeper_command(settings, options)
     os.execv(command[0], command)

@@ -10,7 +10,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from pagein.cli.settings import Settings
@@ -91,16 +91,18 @@ def kept_running(
     daemon_user: str,
     front_end: str = "fuse",
     meanwhile: Callable[[], None] = nothing,
+    more: Sequence[str] = (),
 ) -> Iterator[Ask]:
     """Start the keeper and both halves unless they run, and keep them until the end of the block.
 
     `meanwhile` is called, and must not fail, while they are being started: what is asked of them
-    then waits for them. Yields how to ask the kernel half. If the block fails, and nothing is
-    mounted, they end with it. Raises ControlError with one line for the user.
+    then waits for them. `more` are further options of the keeper. Yields how to ask the kernel
+    half. If the block fails, and nothing is mounted, they end with it. Raises ControlError with one
+    line for the user.
     """
     check_prerequisites(settings, KERNEL_DEVICE if front_end == "kernel" else FUSE_DEVICE)
     options = ["--timeout", str(timeout), "--daemon-user", daemon_user]
-    options += ["--front-end", front_end, "--device", KERNEL_DEVICE]
+    options += ["--front-end", front_end, "--device", KERNEL_DEVICE, *more]
     connection, found = _connect(settings, options, meanwhile)
 
     def ask_it(question: dict[str, Any], timeout: float) -> Answer:

@@ -27,6 +27,7 @@ from pagein.cli.settings import (
     default_user,
     settings_of,
 )
+from pagein.cli.showing import MetricsOption, MetricsPort, Showing
 from pagein.cli.sources import is_image
 from pagein.cli.stacks import Writable
 from pagein.control import ControlError, message_of
@@ -128,6 +129,8 @@ def run(
         typer.Option(metavar="SECONDS", min=0.1, help="After which a read fails with EIO."),
     ] = 30.0,
     daemon_user: DaemonUser = None,
+    metrics: MetricsOption = False,
+    metrics_port: MetricsPort = None,
     state_dir: StateDir = None,
     cache: CacheDir = None,
 ) -> None:
@@ -150,6 +153,7 @@ def run(
         volumes = [_volume(text) for text in volume or ()]
         sweep(settings)
         who = check_user(daemon_user or default_user())
+        showing = Showing.of(metrics, metrics_port)
         wanted = Wanted(settings, image, platform, trace, prefetch)
 
         def begin() -> None:
@@ -160,8 +164,9 @@ def run(
         with (
             container(settings) as place,
             contextlib.closing(wanted),
-            kept_running(settings, timeout, who, "fuse", begin) as ask,
+            kept_running(settings, timeout, who, "fuse", begin, showing.options) as ask,
         ):
+            showing.check(settings)
             writable = Writable(rw) if rw else Writable(str(place.written), volatile=True)
             target = str(place.rootfs)
             from pagein.containers.run import RunOptions, run_container

@@ -36,20 +36,24 @@ def status(
         print_status(found)
 
 
-def collect(settings: Settings) -> dict[str, Any]:
-    """The state of both halves; reads no mount. Raises ControlError."""
-    nothing = {"running": False, "blobs": [], "mounts": [], "oldest_read": None}
+def collect(settings: Settings, *, timeout: float = _TIMEOUT) -> dict[str, Any]:
+    """The state of both halves, each within `timeout` seconds; reads no mount.
+
+    Raises ControlError.
+    """
+    nothing: dict[str, Any] = {"running": False, "blobs": [], "mounts": []}
+    nothing |= {"oldest_read": None, "waiting": []}
     if not running(settings):
         return nothing
     try:
-        found = kernel_half(settings, {"op": "status"}, timeout=_TIMEOUT)
+        found = kernel_half(settings, {"op": "status"}, timeout=timeout)
     except ControlError as problem:
         if problem.errno == errno.ESHUTDOWN or not running(settings):
             return nothing  # it ended just now
         raise
     del found["ok"]
     try:
-        fetching = user_half(settings, {"op": "status"}, timeout=_TIMEOUT)
+        fetching = user_half(settings, {"op": "status"}, timeout=timeout)
     except ControlError:
         fetching = {}  # no user half of ours: `pagein device`, or it is being restarted
     by_key = {(b["volume"], b["cookie"]): b for b in fetching.get("blobs", [])}
@@ -62,7 +66,17 @@ def collect(settings: Settings) -> dict[str, Any]:
         blob["last_error"] = more.get("last_error")
         if found["front_end"] == "kernel":  # which tells nothing of its objects
             _as_the_daemon_knows(blob, more)
-    return {"running": True, "daemon_pid": fetching.get("pid"), **found}
+    if found["front_end"] == "kernel":  # nor of who reads
+        found["waiting"] = [{**read, "pid": 0} for read in fetching.get("waiting", [])]
+    for read in found["waiting"]:
+        read["source"] = by_key.get((read["volume"], read["cookie"]), {}).get("source")
+    return {
+        "running": True,
+        "daemon_pid": fetching.get("pid"),
+        "traffic": fetching.get("traffic"),
+        "metrics": fetching.get("metrics", []),
+        **found,
+    }
 
 
 def _as_the_daemon_knows(blob: dict[str, Any], more: dict[str, Any]) -> None:

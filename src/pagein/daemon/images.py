@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgspec
+from aiohttp import ClientSession
 
 from pagein.control import Answer
 from pagein.daemon.objects import Blob
@@ -80,6 +81,11 @@ class Images:
         self.prefetcher = Prefetcher(self._store, self._connections, find)
         self._jobs: dict[_Wanted, _Job] = {}
         self._watch: asyncio.Task[None] | None = None
+
+    @property
+    def session(self) -> ClientSession:
+        """What registries are spoken to over."""
+        return self._connections.session
 
     async def close(self) -> None:
         """Stop all pulls; connections are closed."""
