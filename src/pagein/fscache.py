@@ -106,6 +106,8 @@ class FsCache:
         self._timeout = timeout
         self._read_timeout = read_timeout
         self._changed = changed
+        self.withdrawn: Callable[[Cookie], None] | None = None
+        """Told of each cookie that nobody uses any more."""
         self._leaving: set[asyncio.Task[None]] = set()
         self._locks: WeakValueDictionary[tuple[bytes, bytes], asyncio.Lock] = WeakValueDictionary()
 
@@ -176,6 +178,8 @@ class FsCache:
             if debug.mask:
                 debug.leave("cachefiles_withdraw_cookie")
             self.cookies.pop(cookie.key, None)
+            if self.withdrawn is not None:
+                self.withdrawn(cookie)
             self._changed()
 
     def file_of(self, volume_key: bytes, cookie_key: bytes) -> BackingFile | None:

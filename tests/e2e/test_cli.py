@@ -101,7 +101,8 @@ def test_status_while_a_read_hangs(small: Image, server: WebServer, pagein: Page
         shown = pagein.ok("status")
     assert set(found) == {
         *("running", "pid", "daemon_pid", "front_end", "mount_namespace", "cache", "problem"),
-        *("dead", "fuse_requests", "blobs", "mounts", "oldest_read", "servers", "daemon_tasks"),
+        *("dead", "fuse_requests", "blobs", "mounts", "oldest_read", "waiting"),
+        *("numbers", "traffic", "metrics", "servers", "daemon_tasks"),
     }
     assert found["running"] is True
     assert {found["pid"], found["daemon_pid"]} < set(pagein.processes())
@@ -121,7 +122,7 @@ def test_status_while_a_read_hangs(small: Image, server: WebServer, pagein: Page
     assert blob["resident"] == blob["fetched"] == 0
     assert blob["requests"] >= 1
     assert (blob["state"], blob["errors"], blob["last_error"]) == ("OPEN", 0, None)
-    assert set(oldest) == {"age", "pid", "cookie", "off", "len", "waiting"}
+    assert set(oldest) == {"age", "pid", "volume", "cookie", "off", "len", "waiting"}
     assert oldest["cookie"] == blob["cookie"]
     assert oldest["waiting"] >= 1
     assert str(reader.process.pid) in shown

@@ -227,7 +227,7 @@ BUGS = (
     Bug(
         "a READ that failed not completed",
         _LOOP,
-        "pass  # the fill has logged it; for the kernel the hole says it",
+        "self._tally.failed_reads += 1  # the fill has logged it; the hole says it to the kernel",
         "return",
     ),
     Bug(

@@ -122,6 +122,8 @@ class CachefilesDevice:
         self.first_object_id = 1
         self.shared = shared
         self.ondemand = ondemand
+        self.wrote: Callable[[CachefilesObject, int, int], None] | None = None
+        """Told of each write to an anonymous file: offset and length in bytes."""
         self.pollers: list[Callable[[], None]] = []
         self.bound = asyncio.Event()
         """Set while a cache is bound, or once the last try failed (see `Session.problem`)."""
@@ -373,7 +375,10 @@ class AnonymousFile:
         assert file is not None
         if trace.on:
             trace.event(ONDEMAND_FD_WRITE, self.object.cookie_key, offset, len(data))
-        return await file.write(data, offset)
+        written = await file.write(data, offset)
+        if self._device.wrote is not None:
+            self._device.wrote(self.object, offset, written)
+        return written
 
     def lseek(self, offset: int, whence: int) -> int:
         """SEEK_SET, END, DATA, HOLE on the cache file. ENOBUFS before copen."""

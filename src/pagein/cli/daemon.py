@@ -21,6 +21,7 @@ from pagein.cli.settings import (
     fail_after_of,
     settings_of,
 )
+from pagein.cli.showing import MetricsOption, MetricsPort, Showing, sockets
 
 
 def daemon(
@@ -38,6 +39,8 @@ def daemon(
     ] = 30.0,
     fail_after: FailAfter = None,
     daemon_user: DaemonUser = None,
+    metrics: MetricsOption = False,
+    metrics_port: MetricsPort = None,
     state_dir: StateDir = None,
     cache: CacheDir = None,
 ) -> None:
@@ -52,8 +55,9 @@ def daemon(
     dead = fail_after_of(fail_after, timeout)
     with one_line_errors():
         user = check_user(daemon_user or default_user())
+        showing = Showing.of(metrics, metrics_port)
         if os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode):
-            _keep(settings, os.path.realpath(path), timeout, dead, user)
+            _keep(settings, os.path.realpath(path), timeout, dead, user, showing)
         from pagein.daemon.process import serve
 
         serve(
@@ -63,16 +67,24 @@ def daemon(
             timeout=timeout,
             fail_after=dead,
             user=user,
+            metrics=sockets(settings, showing),
         )
 
 
-def _keep(settings: Settings, device: str, timeout: float, fail_after: float, user: str) -> None:
+def _keep(
+    settings: Settings,
+    device: str,
+    timeout: float,
+    fail_after: float,
+    user: str,
+    showing: Showing,
+) -> None:
     """Become the keeper of the kernel's device."""
     check_prerequisites(settings, device)
     if running(settings):
         fail(f"pagein runs in {settings.state_dir} already; choose another --state-dir")
     options = ["--front-end", "kernel", "--device", device, "--linger", "inf"]
     options += ["--timeout", str(timeout), "--daemon-user", user]
-    options += ["--fail-after", str(fail_after)]
+    options += ["--fail-after", str(fail_after), *showing.options]
     command = keeper_command(settings, options)
     os.execv(command[0], command)

@@ -21,6 +21,7 @@ COMMANDS = (
     "run",
     "umount",
     "status",
+    "top",
     "ls",
     "cat",
     "stat",

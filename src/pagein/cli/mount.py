@@ -30,6 +30,7 @@ from pagein.cli.settings import (
     default_user,
     settings_of,
 )
+from pagein.cli.showing import MetricsOption, MetricsPort, Showing
 from pagein.cli.sources import Source, blob_of, is_image, with_mirrors
 from pagein.cli.stacks import Writable
 from pagein.control import Answer, ControlError
@@ -101,6 +102,8 @@ def mount(
     loop: Annotated[
         bool, typer.Option("--loop", help="Go through loop devices, as older kernels must.")
     ] = False,
+    metrics: MetricsOption = False,
+    metrics_port: MetricsPort = None,
     state_dir: StateDir = None,
     cache: CacheDir = None,
     hosts_dir: HostsDir = None,
@@ -124,14 +127,15 @@ def mount(
         if loop and front_end is FrontEnd.KERNEL:
             raise ControlError(errno.EINVAL, "--loop is for the front end `fuse`")
         user = check_user(daemon_user or default_user())
+        showing = Showing.of(metrics, metrics_port)
+        more = [*showing.options, *dead_after(fail_after, timeout)]
         wanted = Wanted(settings, source, platform, trace, prefetch)
         begin = wanted.begin if image else nothing
         with (
             contextlib.closing(wanted),
-            kept_running(
-                settings, timeout, user, front_end, begin, dead_after(fail_after, timeout)
-            ) as ask,
+            kept_running(settings, timeout, user, front_end, begin, more) as ask,
         ):
+            showing.check(settings)
             found = ask({"op": "status"}, 10.0)
             _check_front_end(settings, found, front_end)
             _check_cache(settings, found["cache"])

@@ -30,6 +30,7 @@ from pagein.cli.settings import (
     default_user,
     settings_of,
 )
+from pagein.cli.showing import MetricsOption, MetricsPort, Showing
 from pagein.cli.sources import is_image
 from pagein.cli.stacks import Writable
 from pagein.control import ControlError, message_of
@@ -132,6 +133,8 @@ def run(
     ] = 30.0,
     fail_after: FailAfter = None,
     daemon_user: DaemonUser = None,
+    metrics: MetricsOption = False,
+    metrics_port: MetricsPort = None,
     state_dir: StateDir = None,
     cache: CacheDir = None,
     hosts_dir: HostsDir = None,
@@ -155,6 +158,8 @@ def run(
         volumes = [_volume(text) for text in volume or ()]
         sweep(settings)
         who = check_user(daemon_user or default_user())
+        showing = Showing.of(metrics, metrics_port)
+        more = [*showing.options, *dead_after(fail_after, timeout)]
         wanted = Wanted(settings, image, platform, trace, prefetch)
 
         def begin() -> None:
@@ -165,10 +170,9 @@ def run(
         with (
             container(settings) as place,
             contextlib.closing(wanted),
-            kept_running(
-                settings, timeout, who, "fuse", begin, dead_after(fail_after, timeout)
-            ) as ask,
+            kept_running(settings, timeout, who, "fuse", begin, more) as ask,
         ):
+            showing.check(settings)
             writable = Writable(rw) if rw else Writable(str(place.written), volatile=True)
             target = str(place.rootfs)
             from pagein.containers.run import RunOptions, run_container

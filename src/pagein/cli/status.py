@@ -36,20 +36,24 @@ def status(
         print_status(found)
 
 
-def collect(settings: Settings) -> dict[str, Any]:
-    """The state of both halves; reads no mount. Raises ControlError."""
-    nothing = {"running": False, "blobs": [], "mounts": [], "servers": [], "oldest_read": None}
+def collect(settings: Settings, *, timeout: float = _TIMEOUT) -> dict[str, Any]:
+    """The state of both halves, each within `timeout` seconds; reads no mount.
+
+    Raises ControlError.
+    """
+    nothing: dict[str, Any] = {"running": False, "blobs": [], "mounts": []}
+    nothing |= {"oldest_read": None, "waiting": [], "servers": []}
     if not running(settings):
         return nothing
     try:
-        found = kernel_half(settings, {"op": "status"}, timeout=_TIMEOUT)
+        found = kernel_half(settings, {"op": "status"}, timeout=timeout)
     except ControlError as problem:
         if problem.errno == errno.ESHUTDOWN or not running(settings):
             return nothing  # it ended just now
         raise
     del found["ok"]
     try:
-        fetching = user_half(settings, {"op": "status"}, timeout=_TIMEOUT)
+        fetching = user_half(settings, {"op": "status"}, timeout=timeout)
     except ControlError:
         fetching = {}  # no user half of ours: `pagein device`, or it is being restarted
     by_key = {(b["volume"], b["cookie"]): b for b in fetching.get("blobs", [])}
@@ -62,9 +66,19 @@ def collect(settings: Settings) -> dict[str, Any]:
         blob["last_error"] = more.get("last_error")
         if found["front_end"] == "kernel":  # which tells nothing of its objects
             _as_the_daemon_knows(blob, more)
-    servers = fetching.get("servers", [])
-    daemon = {"daemon_pid": fetching.get("pid"), "daemon_tasks": fetching.get("tasks")}
-    return {"running": True, **daemon, "servers": servers, **found}
+    if found["front_end"] == "kernel":  # nor of who reads
+        found["waiting"] = [{**read, "pid": 0} for read in fetching.get("waiting", [])]
+    for read in found["waiting"]:
+        read["source"] = by_key.get((read["volume"], read["cookie"]), {}).get("source")
+    return {
+        "running": True,
+        "daemon_pid": fetching.get("pid"),
+        "daemon_tasks": fetching.get("tasks"),
+        "servers": fetching.get("servers", []),
+        "traffic": fetching.get("traffic"),
+        "metrics": fetching.get("metrics", []),
+        **found,
+    }
 
 
 def _as_the_daemon_knows(blob: dict[str, Any], more: dict[str, Any]) -> None:

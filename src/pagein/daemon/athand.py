@@ -20,6 +20,7 @@ In every other case, an error included, nothing has happened, and the loop does 
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 
 from pagein.daemon.buffers import BUFFER_SIZE, Buffer
@@ -40,7 +41,7 @@ class AtHand:
         """`objects` belongs to the loop; from the thread each is only looked up."""
         self._objects = objects
         self._buffer = Buffer(BUFFER_SIZE)
-        self._served: deque[tuple[Fill, int, int, bool]] = deque()
+        self._served: deque[tuple[Fill, int, int, bool, float]] = deque()
 
     @property
     def due(self) -> bool:
@@ -67,10 +68,11 @@ class AtHand:
     def report(self) -> None:
         """Tell the fills what is in the cache now."""
         while self._served:
-            fill, start, end, landed = self._served.popleft()
-            fill.settle(start, end, landed=landed)
+            fill, start, end, landed, seconds = self._served.popleft()
+            fill.settle(start, end, landed=landed, seconds=seconds)
 
     def _copy(self, blob: Blob, start: int, end: int, message: Read) -> bool:
+        begun = time.monotonic()
         view = self._buffer.view[: end - start]
         have = min(end, blob.size) - start
         if not blob.origin.at_hand(start, view[:have]):
@@ -83,5 +85,5 @@ class AtHand:
             self._objects.fd(message.object_id).serve(view, start, message.msg_id)
             landed = True
         finally:
-            self._served.append((blob.fill, start, end, landed))
+            self._served.append((blob.fill, start, end, landed, time.monotonic() - begun))
         return True

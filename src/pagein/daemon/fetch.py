@@ -14,13 +14,15 @@ import asyncio
 import errno
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Final, Protocol
 
 from pagein.daemon.buffers import Budget, Buffer
+from pagein.daemon.tally import Kind
 from pagein.origins.base import Origin, OriginError
 from pagein.protocol.messages import PAGE_SIZE
+from pagein.rangeset import RangeSet
 
 log = logging.getLogger("pagein.daemon")
 
@@ -67,8 +69,8 @@ class Host(Protocol):
     def ends(self, start: int, end: int) -> list[Then]:
         """What to call when [start, end) is in the cache: it completes their reads."""
 
-    def landed(self, start: int, end: int) -> None:
-        """[start, end) is in the cache now."""
+    def landed(self, start: int, end: int, kind: Kind) -> None:
+        """[start, end), fetched for a reason of `kind`, is in the cache now."""
 
     def rate(self, received: int, seconds: float) -> None:
         """So many bytes came in such a time, our own waits included."""
@@ -77,7 +79,11 @@ class Host(Protocol):
 class Fetch:
     """Brings [start, end), multiples of 4096, into the cache; `waiting` is who wants it now."""
 
-    def __init__(self, host: Host, start: int, end: int, *, along: bool = False) -> None:
+    def __init__(
+        self, host: Host, start: int, end: int, kind: Kind = Kind.DEMAND, *, along: bool = False
+    ) -> None:
+        self.kind = kind
+        self.begun = asyncio.get_running_loop().time()
         self.start = start
         self.end = end
         self.waiting: set[Waiting] = set()
@@ -121,7 +127,7 @@ class Fetch:
         at = self.start
         for start, end in [*missing, (self.end, self.end)]:
             if at < start:
-                self._host.landed(at, start)
+                self._host.landed(at, start, self.kind)
             at = end
         return missing
 
@@ -273,7 +279,7 @@ class Fetch:
         except BaseException:
             buffer.broken = True
             raise
-        self._host.landed(offset, offset + high - low)
+        self._host.landed(offset, offset + high - low, self.kind)
 
     def _written(self, task: asyncio.Task[None], buffer: Buffer) -> None:
         self._writes.discard(task)
@@ -325,9 +331,10 @@ class Fetch:
 class Waiting:
     """A read that is not complete: [start, end) in bytes, and the future that ends its wait."""
 
-    __slots__ = ("end", "future", "napping", "start", "then")
+    __slots__ = ("end", "future", "napping", "since", "start", "then")
 
-    def __init__(self, start: int, end: int, then: Then | None = None) -> None:
+    def __init__(self, start: int, end: int, then: Then | None, since: float) -> None:
+        self.since = since
         self.start = start
         self.end = end
         self.then = then
@@ -338,6 +345,15 @@ class Waiting:
         """End the wait: with None the bytes may be there."""
         if not self.future.done():
             self.future.set_result(failure)
+
+
+def wanted(reads: Iterable[Waiting], start: int, end: int) -> int:
+    """How many bytes of [start, end) one of `reads` waits for."""
+    found = RangeSet()
+    for read in reads:
+        if read.start < end and start < read.end:
+            found.add(max(start, read.start), min(end, read.end))
+    return found.total
 
 
 class Failure:

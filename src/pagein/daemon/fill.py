@@ -22,8 +22,9 @@ from typing import Final
 
 from pagein.daemon.buffers import Budget, GaveWay
 from pagein.daemon.failures import RecentFailures, again, text_of
-from pagein.daemon.fetch import Claim, Failure, Fetch, Then, Waiting, Write
+from pagein.daemon.fetch import Claim, Failure, Fetch, Then, Waiting, Write, wanted
 from pagein.daemon.readahead import WINDOW_MAX, Policy
+from pagein.daemon.tally import Cause, Kind, Tally
 from pagein.origins.base import Origin
 from pagein.origins.retry import Backoff
 from pagein.protocol.messages import PAGE_SIZE
@@ -61,6 +62,7 @@ class Fill:
         timeout: float,
         claim: Claim | None = None,
         budget: Budget | None = None,
+        tally: Tally | None = None,
         name: str = "",
     ) -> None:
         """`size` is in bytes, as `origin.size()` told; `timeout`, in seconds, is that of a read.
@@ -72,6 +74,7 @@ class Fill:
             timeout: a read returns or raises within it.
             claim: holds a range against other processes that fill the same cache.
             budget: limits shared with other blobs of this event loop.
+            tally: counts what is fetched, and how long reads take.
             name: what the log calls this blob.
         """
         self.origin = origin
@@ -79,6 +82,7 @@ class Fill:
         self.write = write
         self.claim = claim
         self.budget = Budget() if budget is None else budget
+        self.tally = Tally() if tally is None else tally
         self.timeout = timeout
         self.stall = timeout / 2  # so that there is time for a second try
         self.present = RangeSet()
@@ -113,6 +117,7 @@ class Fill:
         """
         start, end = self.pages(off, length)
         if self.present.covers(start, end):
+            self.tally.reads[Cause.PRESENT].observe(0.0)
             return
         self._check_open()
         now = asyncio.get_running_loop().time()
@@ -120,14 +125,17 @@ class Fill:
         self._check_open()
         if (recent := self._failures.find(self.present.gaps(start, end), now)) is not None:
             raise again(recent)
-        read = Waiting(start, end, then)
+        with self._lock:
+            cause = Cause.FETCHED if self._missing(start, end) else Cause.IN_FLIGHT
+        read = Waiting(start, end, then, now)
         self._add(read)
         try:
             self._start_plan(start, end - start, now)
-            self._launch(*around, along=True)
+            self._launch(*around, Kind.AHEAD, along=True)
             await self._wait(read, now + self.timeout)
         finally:
             self._remove(read)
+            self.tally.reads[cause].observe(asyncio.get_running_loop().time() - now)
 
     def covers(self, off: int, length: int) -> bool:
         """Whether a read of the range would return at once."""
@@ -141,7 +149,7 @@ class Fill:
         Failures are logged, and leave a gap.
         """
         self._check_open()
-        self._launch(*self.pages(off, length))
+        self._launch(*self.pages(off, length), Kind.PREFETCH)
 
     async def prefetched(self, off: int, length: int) -> bool:
         """As `prefetch`, and wait until that is over; whether all of the range is here now.
@@ -170,6 +178,11 @@ class Fill:
         """A range is not in the cache any more: fetch it again when it is read."""
         with self._lock:
             self.present.discard(*self.pages(off, length))
+
+    @property
+    def waits(self) -> list[tuple[float, int, int]]:
+        """Each read that waits: since when, by the loop's clock, its start and its length."""
+        return [(read.since, read.start, read.end - read.start) for read in self._reads]
 
     async def close(self) -> None:
         """Fail the reads, cancel the fetches and wait until their writes have ended."""
@@ -200,13 +213,15 @@ class Fill:
             self._inflight.add(start, end)
         return True
 
-    def settle(self, start: int, end: int, *, landed: bool) -> None:
-        """What was taken is in the cache now, or is a gap again."""
+    def settle(self, start: int, end: int, *, landed: bool, seconds: float = 0.0) -> None:
+        """What was taken is in the cache now, after `seconds`, or is a gap again."""
         with self._lock:
             self._inflight.discard(start, end)
         if landed:
             self.requests += 1
-            self.landed(start, end)
+            self.tally.reads[Cause.AT_HAND].observe(seconds)
+            self.tally.landed(Kind.DEMAND, end - start, end - start)
+            self._landed(start, end)
             return
         for read in self._reads:
             if read.start < end and start < read.end:
@@ -232,6 +247,7 @@ class Fill:
             if not failure.retry or self._time_left(deadline) <= pause:
                 raise self._give_up(read, failure.error)
             log.info("%s: %s; trying again in %.1f s", self.name, text_of(failure.error), pause)
+            self.tally.retries += 1
             await self._nap(read, pause)
 
     async def _outcome(self, read: Waiting, deadline: float) -> Failure | None:
@@ -301,11 +317,13 @@ class Fill:
             plan = self._policy.plan(off, length, self.present, self._inflight, limit=window)
         self._launch(*plan.demand)
         if plan.ahead is not None and now >= self._calm_until:
-            self._launch(*plan.ahead)
+            self._launch(*plan.ahead, Kind.AHEAD)
 
-    def _launch(self, start: int, end: int, *, along: bool = False) -> None:
+    def _launch(
+        self, start: int, end: int, kind: Kind = Kind.DEMAND, *, along: bool = False
+    ) -> None:
         """Start a fetch for each part of [start, end) that is neither present nor in flight."""
-        for fetch in [Fetch(self, *gap, along=along) for gap in self._claim(start, end)]:
+        for fetch in [Fetch(self, *gap, kind, along=along) for gap in self._claim(start, end)]:
             self._fetches[fetch] = asyncio.create_task(self._run(fetch))
             for read in self._reads:
                 if fetch.overlaps(read.start, read.end):
@@ -313,11 +331,14 @@ class Fill:
 
     def _claim(self, start: int, end: int) -> list[tuple[int, int]]:
         with self._lock:
-            missing = self.present.gaps(start, end)
-            gaps = [gap for each in missing for gap in self._inflight.gaps(*each)]
+            gaps = self._missing(start, end)
             for gap in gaps:
                 self._inflight.add(*gap)
         return gaps
+
+    def _missing(self, start: int, end: int) -> list[tuple[int, int]]:
+        missing = self.present.gaps(start, end)
+        return [gap for each in missing for gap in self._inflight.gaps(*each)]
 
     async def _run(self, fetch: Fetch) -> None:
         error: Exception | None = None
@@ -336,8 +357,10 @@ class Fill:
         with self._lock:
             self._inflight.discard(fetch.start, fetch.end)
         gap = self.present.first_gap(fetch.start, fetch.end)
+        now = asyncio.get_running_loop().time()
+        self.tally.ended(fetch.kind, now - fetch.begun, error)
         if error is not None:
-            self._calm_until = asyncio.get_running_loop().time() + CALM
+            self._calm_until = now + CALM
             if not fetch.waiting:
                 log.info("%s: fetching ahead failed: %s", self.name, text_of(error))
         failure = Failure(error, gap[0]) if error is not None and gap is not None else None
@@ -355,8 +378,12 @@ class Fill:
                     found.append(read.then)
         return found
 
-    def landed(self, start: int, end: int) -> None:
+    def landed(self, start: int, end: int, kind: Kind) -> None:
         """Called by a fetch: [start, end) is in the cache now."""
+        self.tally.landed(kind, end - start, wanted(self._reads, start, end))
+        self._landed(start, end)
+
+    def _landed(self, start: int, end: int) -> None:
         self.fetched += end - start
         self._arrived(start, end)
 

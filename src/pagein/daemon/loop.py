@@ -19,15 +19,16 @@ import signal
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final
 
-from pagein.daemon import presence
+from pagein.daemon import presence, stats
 from pagein.daemon.athand import AtHand
 from pagein.daemon.buffers import Budget
 from pagein.daemon.device import AnonFd, Device
 from pagein.daemon.fetch import Claim, Then
 from pagein.daemon.filedevice import FileDevice
 from pagein.daemon.fill import Fill
-from pagein.daemon.objects import Blob, Key, ObjectTable, name_of, readable
+from pagein.daemon.objects import Blob, Key, ObjectTable, name_of
 from pagein.daemon.opening import Opener, OriginOf, errno_of
+from pagein.daemon.tally import Tally
 from pagein.origins.base import Origin
 from pagein.protocol import commands
 from pagein.protocol.messages import Close, Message, Open, Read
@@ -57,6 +58,7 @@ class Daemon:
         timeout: float = TIMEOUT,
         claims: Callable[[bytes, bytes], Claim] | None = None,
         opened: Callable[[Blob], None] | None = None,
+        tally: Tally | None = None,
     ) -> None:
         """Nothing is opened before `run`.
 
@@ -71,8 +73,10 @@ class Daemon:
             claims: (volume key, cookie key) -> how its fill holds a range against other processes
                 that fill the same cache; None where the cache is one kernel half's alone.
             opened: told of each OPEN that was answered, with the blob it is of.
+            tally: what is counted over all blobs; it outlives the daemon.
         """
         self._opened = opened
+        self._tally = Tally() if tally is None else tally
         self._claims = claims
         self._given = device
         self._cache = cache
@@ -112,23 +116,14 @@ class Daemon:
         """The open objects: `objects.dup(object_id)` makes an fd for a worker."""
         return self._objects
 
+    def blobs(self) -> list[Blob]:
+        """The open ones, when they know what was served without the event loop."""
+        self._at_hand.report()
+        return list(self._objects.blobs())
+
     def stats(self) -> list[dict[str, Any]]:
         """What became of each open blob: sizes in bytes, counts, text of the last error."""
-        self._at_hand.report()
-        return [
-            {
-                "volume": readable(blob.key[0]),
-                "cookie": readable(blob.key[1]),
-                "size": blob.size,
-                "present": min(blob.fill.present.total, blob.size),
-                "fetched": blob.fill.fetched,
-                "prefetched": blob.prefetched,
-                "requests": blob.fill.requests,
-                "errors": blob.fill.errors,
-                "last_error": blob.fill.last_error,
-            }
-            for blob in self._objects.blobs()
-        ]
+        return stats.of_blobs(self.blobs())
 
     # ---- beginning and end
 
@@ -270,6 +265,7 @@ class Daemon:
             timeout=self._timeout,
             claim=None if self._claims is None else self._claims(*key),
             budget=self._budget,
+            tally=self._tally,
             name=name,
         )
         blob = Blob(key, origin, size, fill)
@@ -303,7 +299,7 @@ class Daemon:
             await self._learn(blob, message)
             await blob.fill.read(message.off, message.len, complete)
         except OSError:
-            pass  # the fill has logged it; for the kernel the hole says it
+            self._tally.failed_reads += 1  # the fill has logged it; the hole says it to the kernel
         except Exception:
             log.exception("%s: READ of %d bytes at %d", blob.name, message.len, message.off)
         if completed:

@@ -16,7 +16,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from msgspec.structs import replace
@@ -29,6 +29,8 @@ import pagein.origins.file
 import pagein.origins.http  # noqa: F401
 from pagein.control import Answer, listen, message_of
 from pagein.controlserver import ControlServer
+from pagein.daemon import stats
+from pagein.daemon.answers import count_answers
 from pagein.daemon.device import DEVICE_LOST, Device, DeviceDead
 from pagein.daemon.filedevice import FileDevice
 from pagein.daemon.handover import device_from
@@ -38,6 +40,8 @@ from pagein.daemon.objects import Blob
 from pagein.daemon.privileges import give_up_privileges
 from pagein.daemon.records import Records
 from pagein.daemon.secrets import Secrets
+from pagein.daemon.shown import Shown
+from pagein.daemon.tally import Now, Tally
 from pagein.images.layerblob import LayerBlob, load_record
 from pagein.images.layers.inflate import library
 from pagein.origins import Identity, Origin, OriginError, open_origin, redact, resolve
@@ -59,11 +63,14 @@ class Process:
     It answers before it has a device: an image can be looked up while the kernel half starts.
     """
 
-    def __init__(self, *, cache: str, timeout: float, fail_after: float, secrets_fd: int) -> None:
+    def __init__(
+        self, *, cache: str, timeout: float, fail_after: float, secrets_fd: int, shown: Shown
+    ) -> None:
         """`secrets_fd` is the directory that holds credentials, -1 for none.
 
         `fail_after`: see `origins.session`.
         """
+        self.shown = shown
         self.cache = cache
         self.timeout = timeout
         self.stopping = False
@@ -78,6 +85,8 @@ class Process:
             session=self.session,
             find=self._find,
         )
+        self.tally = Tally()
+        count_answers(self.session.client, self.tally)
         self.daemon: Daemon | None = None
         self._waiting: asyncio.Future[Device] | None = None
 
@@ -107,6 +116,7 @@ class Process:
             cache=self.cache,
             timeout=self.timeout,
             opened=self.images.prefetcher.opened,
+            tally=self.tally,
         )
         try:
             await self.daemon.run()
@@ -175,7 +185,7 @@ class Process:
 
     async def status(self, question: dict[str, Any]) -> Answer:
         """What was fetched, for `pagein status`."""
-        blobs = self.daemon.stats() if self.daemon is not None else []
+        blobs = stats.of_blobs(self._blobs())
         for blob in blobs:
             with contextlib.suppress(OSError):
                 found = self.records.find(blob["cookie"].encode())
@@ -187,7 +197,17 @@ class Process:
             "blobs": blobs,
             "servers": self.session.servers(),
             "tasks": len(asyncio.all_tasks()),
+            "traffic": self.tally.values(),
+            "waiting": stats.waiting(self._blobs(), asyncio.get_running_loop().time()),
+            "metrics": self.shown.addresses,
         }
+
+    def _blobs(self) -> list[Blob]:
+        return self.daemon.blobs() if self.daemon is not None else []
+
+    def now(self) -> Now:
+        """What holds now, for the metrics."""
+        return stats.now(self._blobs(), asyncio.get_running_loop().time())
 
 
 async def _run(process: Process, control: socket.socket, device: Awaitable[Device]) -> None:
@@ -204,19 +224,29 @@ async def _run(process: Process, control: socket.socket, device: Awaitable[Devic
     server = ControlServer(control, handlers)
     await server.start()
     try:
+        await process.shown.start(process.tally, process.now)
         await process.serve(device)
     finally:
+        await process.shown.close()
         await server.close()
         await process.images.close()
         await process.session.close()
 
 
 def serve(
-    path: str, *, control: str, cache: str, timeout: float, fail_after: float, user: str
+    path: str,
+    *,
+    control: str,
+    cache: str,
+    timeout: float,
+    fail_after: float,
+    user: str,
+    metrics: Sequence[int] = (),
 ) -> None:
     """Serve the device at `path` until SIGTERM or SIGINT. Raises OSError for the user.
 
-    Answers on the Unix socket `control`; becomes `user` once the device is open.
+    Answers on the Unix socket `control`; becomes `user` once the device is open. `metrics` are fds
+    of sockets to serve those on, and are taken over.
     """
 
     async def run() -> None:
@@ -232,9 +262,14 @@ def serve(
             raise
         os.makedirs(os.path.dirname(control), 0o700, exist_ok=True)
         with listen(control) as sock:
+            shown = Shown(metrics)
             secrets = _become(user, cache, os.path.dirname(control), with_parent=False)
             process = Process(
-                cache=cache, timeout=timeout, fail_after=fail_after, secrets_fd=secrets
+                cache=cache,
+                timeout=timeout,
+                fail_after=fail_after,
+                secrets_fd=secrets,
+                shown=shown,
             )
             await _run(process, sock, _there(device))
 
@@ -269,6 +304,8 @@ def main() -> int:
     parser.add_argument("--device", required=True)
     for name in ("control-fd", "ready-fd"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--metrics-fd", type=int, action="append", default=[])
+    parser.add_argument("--numbers-fd", type=int, default=-1)
     parser.add_argument("--state-dir", required=True)
     parser.add_argument("--cache", required=True)
     parser.add_argument("--timeout", type=float, required=True)
@@ -278,12 +315,14 @@ def main() -> int:
     raise_fd_limit()
 
     async def run() -> None:
+        shown = Shown(options.metrics_fd, options.numbers_fd)
         secrets = _become(options.user, options.cache, options.state_dir, with_parent=True)
         process = Process(
             cache=options.cache,
             timeout=options.timeout,
             fail_after=options.fail_after,
             secrets_fd=secrets,
+            shown=shown,
         )
         with (
             socket.socket(fileno=options.ready_fd) as line,

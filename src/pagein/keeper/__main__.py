@@ -28,6 +28,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--linger", type=float, default=3.0)
     parser.add_argument("--daemon-user", default="nobody")
     parser.add_argument("--no-daemon", action="store_true")
+    parser.add_argument("--metrics", action="store_true")
+    parser.add_argument("--metrics-port", help="besides, for HTTP over TCP: [ADDRESS:]PORT")
     parser.add_argument("--ready-fd", type=int, default=-1)
     parser.add_argument("--announce", help="what to print when everything is ready")
     return parser.parse_args(argv)

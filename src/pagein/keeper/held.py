@@ -33,7 +33,8 @@ class Runtime:
             # Credentials that the user half holds are for its mounts, and end with them.
             shutil.rmtree(self.path("secrets"), ignore_errors=True)
             stack.callback(shutil.rmtree, self.path("secrets"), ignore_errors=True)
-            for name in ("control.sock", "daemon.sock"):  # the last one also when it is not ours
+            # The user half's also when they are not ours.
+            for name in ("control.sock", "daemon.sock", "metrics.sock"):
                 stack.callback(_remove, self.path(name))
             self.control = self._listen(stack, "control.sock")
             self.daemon_control = self._listen(stack, "daemon.sock") if daemon_control else -1

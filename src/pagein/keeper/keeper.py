@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pagein.keeper.half import START_TIMEOUT, Half
 from pagein.keeper.held import Held, Runtime
+from pagein.keeper.shown import SOCKET, Shown
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,6 +33,7 @@ class AnyKeeper:
         self._user: Half | None = None
         with contextlib.ExitStack() as undo:
             undo.callback(held.close)
+            self.shown = self.show() if options.metrics else None
             if not options.no_daemon:
                 self._user = self.user_half()
                 undo.callback(self._user.abandon)
@@ -42,6 +44,11 @@ class AnyKeeper:
             undo.callback(self._kernel.abandon)
             self._kernel.spawn()
             undo.pop_all()
+
+    def show(self) -> Shown:
+        """What it takes to show metrics. Raises OSError."""
+        held = self.held
+        return Shown(held.stack, held.path(SOCKET), self.options.metrics_port)
 
     def kernel_half(self) -> Half:
         """What is mounted; with it everything ends."""
@@ -111,11 +118,14 @@ class Keeper(AnyKeeper):
         command += ["--blob-dir", held.path("blobs"), "--timeout", str(self.options.timeout)]
         command += ["--linger", str(self.options.linger)]
         fds = [held.device_fd, held.blob_fd, held.control]
+        if self.shown is not None:
+            command += ["--numbers-fd", str(self.shown.numbers)]
+            fds.append(self.shown.numbers)
         return Half("kernel half", command, fds, replaceable=held.resend)
 
     def user_half(self) -> Half:
         """The user half, for the device that the kernel half will serve."""
-        return user_half(self.held, self.options, self.held.path("dev/cachefiles"))
+        return user_half(self, self.held.path("dev/cachefiles"))
 
     async def device(self) -> Sequence[int]:
         """The device's fd, which the keeper holds: see `restore`; and its directory's."""
@@ -131,16 +141,19 @@ class Keeper(AnyKeeper):
         return fd, directory
 
 
-def user_half(
-    held: Runtime, options: argparse.Namespace, device: str, hopeless: int | None = None
-) -> Half:
+def user_half(keeper: AnyKeeper, device: str, hopeless: int | None = None) -> Half:
     """The user half for a `device`, which it is handed; `hopeless` as of `Half`."""
+    held, options, shown = keeper.held, keeper.options, keeper.shown
     command = [sys.executable, "-P", "-m", "pagein.daemon", "--device", device]
     command += ["--control-fd", str(held.daemon_control), "--cache", options.cache]
     command += ["--state-dir", options.state_dir]
     command += ["--timeout", str(options.timeout), "--user", options.daemon_user]
     command += ["--fail-after", str(options.fail_after)]
-    return Half("user half", command, [held.daemon_control], hopeless=hopeless)
+    fds = [held.daemon_control]
+    if shown is not None:
+        command += shown.user_half
+        fds += shown.user_half_fds
+    return Half("user half", command, fds, hopeless=hopeless)
 
 
 def say(options: argparse.Namespace, text: str, *, last: bool = False) -> None:

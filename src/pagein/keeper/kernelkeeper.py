@@ -16,6 +16,7 @@ from pagein.daemon.device import DEVICE_LOST
 from pagein.keeper.half import Half
 from pagein.keeper.heldkernel import HeldKernel
 from pagein.keeper.keeper import AnyKeeper, user_half
+from pagein.keeper.shown import SOCKET, Shown
 
 
 class KernelKeeper(AnyKeeper):
@@ -28,6 +29,11 @@ class KernelKeeper(AnyKeeper):
         held = HeldKernel(options.state_dir, device=options.device, cache=options.cache)
         super().__init__(options, held)
 
+    def show(self) -> Shown:
+        """Without a page: the kernel leaves no numbers."""
+        held = self.held
+        return Shown(held.stack, held.path(SOCKET), self.options.metrics_port, page=False)
+
     def kernel_half(self) -> Half:
         """The deputy of the one in the kernel."""
         held, options = self.held, self.options
@@ -39,7 +45,7 @@ class KernelKeeper(AnyKeeper):
 
     def user_half(self) -> Half:
         """The user half; it ends for good with the kernel's cache."""
-        return user_half(self.held, self.options, self.held.device, hopeless=DEVICE_LOST)
+        return user_half(self, self.held.device, hopeless=DEVICE_LOST)
 
     async def device(self) -> Sequence[int]:
         """The device's fd."""

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import mmap
 import os
 import signal
 import socket
@@ -27,6 +28,7 @@ from pagein.kernelhalf.takeover import snapshot, take_over
 from pagein.mounts.helpers import CURRENT, Helpers
 from pagein.mounts.mountwatch import MountWatch
 from pagein.mounts.overlay import Upper
+from pagein.protocol.numbers import SIZE, Numbers
 
 log = logging.getLogger("pagein.kernelhalf")
 
@@ -36,6 +38,7 @@ def _arguments() -> argparse.Namespace:
     for name in ("device-fd", "blob-fd", "control-fd", "ready-fd"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--state", required=True)
+    parser.add_argument("--numbers-fd", type=int, default=-1)
     parser.add_argument("--blob-dir", required=True)
     parser.add_argument("--timeout", type=float, default=30.0)
     parser.add_argument("--linger", type=float, default=3.0)
@@ -70,6 +73,7 @@ class Process:
             epoch=self.epoch,
             changed=self._changed,
             on_close=self.life.stop,
+            numbers=_numbers(options.numbers_fd),
         )
         self.recordings = Recordings(self.half)
         handlers = {
@@ -88,6 +92,7 @@ class Process:
     def _changed(self) -> None:
         self.life.changed()
         if self.taken_over:
+            self.half.count()
             states.save(self.options.state, snapshot(self.half, self.epoch))
 
     async def run(self) -> None:
@@ -172,6 +177,15 @@ class Process:
     async def _touches(self, question: dict[str, Any]) -> Answer:
         last = question.get("last", False)
         return self.recordings.take(question["recording"], question["most"], last=last)
+
+
+def _numbers(fd: int) -> Numbers:
+    """Those of the keeper's page, if there is one."""
+    if fd < 0:
+        return Numbers()
+    page = mmap.mmap(fd, SIZE)  # for as long as the process lives
+    os.close(fd)
+    return Numbers(memoryview(page))
 
 
 def _blobs(given: list[dict[str, str]]) -> list[Blob]:

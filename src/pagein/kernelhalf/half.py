@@ -15,10 +15,12 @@ from pagein.cachefiles.devfs import DeviceFs
 from pagein.cachefiles.device import CachefilesDevice
 from pagein.cachefiles.inuse import no_writer
 from pagein.fscache import Advice, Cookie, FsCache
+from pagein.kernelhalf.readership import Readership
 from pagein.kernelhalf.stacks import Stacks
 from pagein.mounts.blobfs import BlobFs, Export
 from pagein.mounts.erofs import LoopMode, Mounted, MountError, mount_image, umount_image
 from pagein.mounts.syscalls import mounts
+from pagein.protocol.numbers import Number, Numbers
 
 log = logging.getLogger("pagein.kernelhalf")
 
@@ -74,6 +76,7 @@ class KernelHalf:
         epoch: int,
         changed: Callable[[], None],
         on_close: Callable[[], None],
+        numbers: Numbers,
     ) -> None:
         """Serve the two FUSE connections. `epoch` counts the halves there were before."""
         self.settings = settings
@@ -105,6 +108,10 @@ class KernelHalf:
             changed=changed,
             paused=True,
         )
+        self.readership = Readership(numbers)
+        self.device.wrote = self.readership.wrote
+        self.fscache.withdrawn = self.readership.withdrawn
+        self.blobfs.answered = self.readership.read
         self.mounts: dict[str, Mount] = {}
         """Mounts of EROFS by their directories, layers of stacks among them."""
         self.stacks = Stacks(self, settings.layer_dir)
@@ -129,6 +136,17 @@ class KernelHalf:
             if resend:
                 server.connection.resend()
             server.connection.start()
+
+    @property
+    def visible_mounts(self) -> list[Mount]:
+        """Those that are no layer of a stack."""
+        return [each for each in self.mounts.values() if not self.stacks.is_layer(each.target)]
+
+    def count(self) -> None:
+        """What is in use now, for the numbers."""
+        numbers = self.readership.numbers
+        numbers[Number.MOUNTS] = len(self.stacks.table) + len(self.visible_mounts)
+        numbers[Number.BLOBS] = len(self.fscache.cookies)
 
     @property
     def idle(self) -> bool:

@@ -6,10 +6,14 @@ import os
 import time
 from typing import Any
 
+from pagein.cachefiles.requests import Request
 from pagein.fscache import Cookie
 from pagein.kernelhalf.half import KernelHalf, Mount
 from pagein.kernelhalf.stacks import Stack
 from pagein.protocol.messages import Opcode
+
+MOST_WAITING = 16
+"""Waiting reads that are shown one by one."""
 
 
 def status(half: KernelHalf) -> dict[str, Any]:
@@ -31,12 +35,10 @@ def status(half: KernelHalf) -> dict[str, Any]:
             for cookie in half.fscache.cookies.values()
         ],
         "mounts": [_stack(half, stack) for stack in half.stacks.table.values()]
-        + [
-            _mount(mount)
-            for mount in half.mounts.values()
-            if not half.stacks.is_layer(mount.target)
-        ],
+        + [_mount(mount) for mount in half.visible_mounts],
+        "numbers": half.readership.numbers.values(),
         "oldest_read": _oldest_read(half),
+        "waiting": [_waiting(request) for request in _reads(half)[:MOST_WAITING]],
     }
 
 
@@ -82,21 +84,26 @@ def _blob(cookie: Cookie, reads: int) -> dict[str, Any]:
     }
 
 
-def _oldest_read(half: KernelHalf) -> dict[str, Any] | None:
+def _reads(half: KernelHalf) -> list[Request]:
+    """The READs that wait, the oldest first."""
     session = half.device.session
-    waiting = [
-        request
-        for request in (session.requests.pending.values() if session else ())
-        if request.opcode is Opcode.READ
-    ]
-    if not waiting:
-        return None
-    oldest = min(waiting, key=lambda request: request.since)
+    pending = session.requests.pending.values() if session else ()
+    waiting = [request for request in pending if request.opcode is Opcode.READ]
+    return sorted(waiting, key=lambda request: request.since)
+
+
+def _oldest_read(half: KernelHalf) -> dict[str, Any] | None:
+    waiting = _reads(half)
+    return {**_waiting(waiting[0]), "waiting": len(waiting)} if waiting else None
+
+
+def _waiting(request: Request) -> dict[str, Any]:
+    """`pid` is the thread that reads; 0 if nobody reads for it, a kworker's with a loop device."""
     return {
-        "age": round(time.monotonic() - oldest.since, 3),
-        "pid": oldest.pid,
-        "cookie": _text(oldest.object.cookie_key),
-        "off": oldest.off,
-        "len": oldest.len,
-        "waiting": len(waiting),
+        "age": round(time.monotonic() - request.since, 3),
+        "pid": request.pid,
+        "volume": _text(request.object.volume_key),
+        "cookie": _text(request.object.cookie_key),
+        "off": request.off,
+        "len": request.len,
     }

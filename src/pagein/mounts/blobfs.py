@@ -61,6 +61,8 @@ class BlobFs:
         self.exports: dict[int, Export] = {}
         self.touched: Callable[[Cookie, int, int], None] | None = None
         """Told of each read: offset and length in bytes."""
+        self.answered: Callable[[Cookie, int, int, bool], None] | None = None
+        """Told of each read that gets its bytes, and whether some of them were missing."""
         self._next_node = 2
         self._next_handle = first_handle
         self._released = released
@@ -178,6 +180,8 @@ class BlobFs:
             buffer = self._take_buffer()
             view = memoryview(buffer)[:length]
             if cookie.file.read_now([view], wanted.offset) == length:
+                if self.answered is not None:
+                    self.answered(cookie, wanted.offset, length, False)
                 self._answer(request.unique, buffer, view)
                 self._follow(export, wanted.offset, length, waited=False)
                 return self.server.ANSWERED
@@ -201,6 +205,8 @@ class BlobFs:
             got = await loop.run_in_executor(None, cookie.file.read, [view], offset)
         if got != length:
             raise error(errno.EIO)  # a short read would be taken for zeros
+        if self.answered is not None:
+            self.answered(cookie, offset, length, not resident)
         self._answer(unique, buffer, view)
         self._follow(export, offset, length, waited=waited)
         return self.server.ANSWERED
