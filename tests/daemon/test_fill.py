@@ -22,6 +22,9 @@ from tests.daemon.helpers import (
     run,
 )
 
+from pagein.origins.base import OriginError
+from pagein.origins.retry import FIRST
+
 
 def test_the_clock_of_these_tests_finds_a_wait_without_end() -> None:
     with pytest.raises(Stuck):
@@ -205,6 +208,33 @@ def test_32_readers_try_again_as_one() -> None:
         fill = make_fill(origin, Cache(MIB))
         await asyncio.gather(*(fill.read(0, 64 * KIB) for _ in range(32)))
         assert answers == []
+
+    run(main())
+
+
+def test_a_pause_that_the_server_asks_for_is_kept() -> None:
+    asked = OriginError(5, "503", retry=True, after=7.0)
+    answers = [Get(stop=0, error=asked), Get()]
+
+    async def main() -> None:
+        origin = FakeOrigin(content(MIB), lambda *_: answers.pop(0))
+        began = now()
+        await make_fill(origin, Cache(MIB)).read(0, 4096)
+        assert 7.0 <= now() - began <= 7.0 + FIRST
+
+    run(main())
+
+
+def test_a_pause_that_goes_beyond_the_deadline_fails_the_read_now() -> None:
+    """There is nothing to wait for."""
+
+    async def main() -> None:
+        asked = OriginError(5, "comes back tomorrow", retry=True, after=86400.0)
+        origin = FakeOrigin(content(MIB), lambda *_: Get(stop=0, error=asked))
+        began = now()
+        with pytest.raises(OSError, match="tomorrow"):
+            await make_fill(origin, Cache(MIB)).read(0, 4096)
+        assert (now(), len(origin.gets)) == (began, 1)
 
     run(main())
 

@@ -102,7 +102,7 @@ def test_status_while_a_read_hangs(small: Image, server: WebServer, pagein: Page
     assert set(found) == {
         *("running", "pid", "daemon_pid", "front_end", "mount_namespace", "cache", "problem"),
         *("dead", "fuse_requests", "blobs", "mounts", "oldest_read", "waiting"),
-        *("numbers", "traffic", "metrics"),
+        *("numbers", "traffic", "metrics", "servers", "daemon_tasks"),
     }
     assert found["running"] is True
     assert {found["pid"], found["daemon_pid"]} < set(pagein.processes())

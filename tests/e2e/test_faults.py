@@ -28,7 +28,7 @@ FAULTS = {
     "another size": (Fault("wrong_total"), "changed"),
     "another ETag": (Fault("change_etag"), "changed"),
     "compressed": (Fault("extra_encoding"), "ncod"),
-    "silence": (Fault("hang"), "no data for"),
+    "silence": (Fault("hang"), "no answer within"),
     "silence in the middle": (Fault("hang", after=100), "no data for"),
     "reset": (Fault("reset"), "lost"),
     "reset in the middle": (Fault("reset", after=100), "before the end"),

@@ -224,7 +224,7 @@ def test_storage_that_is_gone() -> None:
             storage.host = host
             assert await origin.read(0, 10) == DATA[:10]
             for link in ("http://127.0.0.1:1/x", f"http://{registry_host(source)}/broken"):
-                origin._link = link
+                origin._servers[0].link = link
                 assert (await failure(origin.read(0, 10))).retry
                 assert await origin.read(0, 10) == DATA[:10]
 
@@ -259,7 +259,7 @@ def test_closed_connections_say_so() -> None:
     async def main() -> None:
         async with pulling(honest()) as source:
             origin = source.open_blob(BLOB)
-            await source._client.session.close()
+            await source._clients[0].session.close()
             await failure(origin.read(0, 10))
             await failure(source.resolve(), source)
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from pagein.images.auth import Challenge
 from pagein.images.protocol import (
-    ATTEMPTS,
     MAX_PAUSE,
     MAX_REDIRECTS,
     Action,
@@ -24,9 +23,9 @@ from pagein.images.protocol import (
     origin_of,
     registry_errors,
     resolve_url,
-    retry_after,
 )
 from pagein.origins.base import OriginError
+from pagein.origins.retry import ATTEMPTS, retry_after
 
 URL = "https://r.example/v2/app/blobs/sha256:00"
 SOURCE = "docker://r.example/app:v1"
@@ -140,6 +139,13 @@ def test_another_server_never_sees_the_authorization(status: int) -> None:
     assert it.answered(answer(200)) == Deliver(URL, away=True)
 
 
+def test_headers_of_the_registry_are_as_little_for_another_server() -> None:
+    it = Exchange(SOURCE, WANTED, None, own={"X-Key": "secret"})
+    assert sent(it.start()).headers == {**WANTED.headers, "X-Key": "secret"}
+    assert sent(it.answered(moved("https://s3.example/x"))).headers == WANTED.headers
+    assert sent(it.answered(moved(URL))).headers == WANTED.headers
+
+
 @pytest.mark.parametrize(
     "elsewhere", ["https://r.example:444/x", "https://r.example.evil/x", "//other/x"]
 )
@@ -208,7 +214,8 @@ def test_what_may_pass_is_tried_again_with_pauses_from_the_start() -> None:
         assert isinstance(action, Wait)
         assert action.request.url == URL
         assert action.request.headers["Authorization"] == "Bearer t"
-        pauses.append(action.seconds)
+        assert action.seconds == 0
+        pauses.append(action.spread)
     assert pauses == sorted(set(pauses))
     error = refusal(it, answer(503))
     assert (error.errno, error.retry) == (errno.EIO, True)
@@ -233,6 +240,7 @@ def test_the_server_says_how_long_to_wait() -> None:
     assert action.seconds == 7
     error = refusal(exchange(), answer(429, {"retry-after": str(int(MAX_PAUSE) + 1)}))
     assert error.retry
+    assert error.after == MAX_PAUSE + 1
     assert "come back in 31 s" in str(error)
 
 

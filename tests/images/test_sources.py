@@ -113,7 +113,7 @@ def test_a_token_whose_time_has_come_is_renewed_before_it_is_refused() -> None:
         async with pulling(registry) as source:
             await source.resolve()
             now = asyncio.get_running_loop().time()
-            source._client._tokens._clock = lambda: now + 3600
+            source._clients[0]._tokens._clock = lambda: now + 3600
             registry.requests.clear()
             await each(source.resolve() for _ in range(20))
             assert len(tokens.asked) == 2

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from pagein.origins import Identity, OriginError, open_origin, resolve
-from pagein.origins.http import HttpOrigin, new_session
+from pagein.origins.http import HttpOrigin
+from pagein.origins.session import Session
 from pagein.testing.webserver import Fault, WebServer
 
 DATA = os.urandom(3_000_000)
@@ -26,7 +27,7 @@ HASTY = 0.1  # only where the server hangs, so that nothing depends on how fast 
 async def opened(
     server: WebServer, path: str = "/x", timeout: float = PATIENT
 ) -> AsyncIterator[HttpOrigin]:
-    async with server, new_session() as session:
+    async with server, Session() as session:
         identity = await resolve(server.url(path), timeout=PATIENT, session=session)
         server.requests.clear()
         origin = open_origin(identity, timeout=timeout, session=session)
@@ -130,7 +131,7 @@ def test_an_origin_without_a_session_makes_and_closes_its_own() -> None:
 
 def test_a_given_session_stays_open() -> None:
     async def main() -> None:
-        async with WebServer({"/x": DATA}) as server, new_session() as session:
+        async with WebServer({"/x": DATA}) as server, Session() as session:
             identity = await resolve(server.url("/x"), timeout=PATIENT, session=session)
             first = open_origin(identity, timeout=PATIENT, session=session)
             second = open_origin(identity, timeout=PATIENT, session=session)
@@ -145,7 +146,7 @@ def test_a_given_session_stays_open() -> None:
 
 def test_redirects_are_followed_and_lose_credentials_at_another_server() -> None:
     async def main() -> None:
-        async with WebServer({"/blob": DATA}) as store, new_session() as session:
+        async with WebServer({"/blob": DATA}) as store, Session() as session:
             front = WebServer({}, redirects={"/x": store.url("/blob?sig=%2Fa%2B")})
             front.credentials = ("ann", "hush")
             store.credentials = ("ann", "hush")
@@ -183,7 +184,7 @@ def test_credentials_are_used_and_shown_nowhere(caplog: pytest.LogCaptureFixture
         faults: dict[int, Fault] = {2: Fault("reset"), 3: Fault("reset"), 4: Fault("status", 500)}
         server = WebServer({"/x": DATA}, credentials=("a-b", "hu/s@h:"))
         server.faults = lambda number, *_: faults.get(number)
-        async with server, new_session() as session:
+        async with server, Session() as session:
             source = server.url("/x", userinfo="a-b:hu%2Fs%40h%3A")
             identity = await resolve(source, timeout=PATIENT, session=session)
             origin = open_origin(identity, timeout=PATIENT, session=session)

@@ -7,9 +7,11 @@ in threads of this process, so that a test may wait for a command meanwhile.
 from __future__ import annotations
 
 import http.client
+import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -202,10 +204,17 @@ class _Handler(BaseHTTPRequestHandler):
     def _end(self, ending: str) -> None:
         self.close_connection = True
         if ending == "hang":
-            self.server.front.let_go.wait(120)
+            self._wait_for_the_client()
         elif ending == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
             self.connection.close()
+
+    def _wait_for_the_client(self) -> None:
+        """Until it gives up, or this server ends."""
+        give_up = time.monotonic() + 120
+        while not self.server.front.let_go.is_set() and time.monotonic() < give_up:
+            if select.select([self.connection], [], [], 0.1)[0]:
+                return  # it closed; of whoever waits for an answer nothing else comes
 
 
 # ---- lies ---------------------------------------------------------------------------------------

@@ -13,10 +13,12 @@ from pagein.cli.halves import check_prerequisites, keeper_command, running
 from pagein.cli.settings import (
     CacheDir,
     DaemonUser,
+    FailAfter,
     Settings,
     StateDir,
     check_user,
     default_user,
+    fail_after_of,
     settings_of,
 )
 from pagein.cli.showing import MetricsOption, MetricsPort, Showing, sockets
@@ -35,6 +37,7 @@ def daemon(
     timeout: Annotated[
         float, typer.Option(metavar="SECONDS", min=0.1, help="Deadline of a read.")
     ] = 30.0,
+    fail_after: FailAfter = None,
     daemon_user: DaemonUser = None,
     metrics: MetricsOption = False,
     metrics_port: MetricsPort = None,
@@ -49,11 +52,12 @@ def daemon(
     """
     settings = settings_of(ctx, state_dir, cache)
     path = device or settings.path("dev/cachefiles")
+    dead = fail_after_of(fail_after, timeout)
     with one_line_errors():
         user = check_user(daemon_user or default_user())
         showing = Showing.of(metrics, metrics_port)
         if os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode):
-            _keep(settings, os.path.realpath(path), timeout, user, showing)
+            _keep(settings, os.path.realpath(path), timeout, dead, user, showing)
         from pagein.daemon.process import serve
 
         serve(
@@ -61,17 +65,26 @@ def daemon(
             control=settings.path("daemon.sock"),
             cache=settings.cache,
             timeout=timeout,
+            fail_after=dead,
             user=user,
             metrics=sockets(settings, showing),
         )
 
 
-def _keep(settings: Settings, device: str, timeout: float, user: str, showing: Showing) -> None:
+def _keep(
+    settings: Settings,
+    device: str,
+    timeout: float,
+    fail_after: float,
+    user: str,
+    showing: Showing,
+) -> None:
     """Become the keeper of the kernel's device."""
     check_prerequisites(settings, device)
     if running(settings):
         fail(f"pagein runs in {settings.state_dir} already; choose another --state-dir")
     options = ["--front-end", "kernel", "--device", device, "--linger", "inf"]
-    options += ["--timeout", str(timeout), "--daemon-user", user, *showing.options]
+    options += ["--timeout", str(timeout), "--daemon-user", user]
+    options += ["--fail-after", str(fail_after), *showing.options]
     command = keeper_command(settings, options)
     os.execv(command[0], command)

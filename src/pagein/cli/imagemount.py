@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import json
 import os
 import sys
 from typing import Any
+from urllib.parse import urlsplit
 
 from pagein.cli.halves import Ask, user_half
 from pagein.cli.pulling import Shown
@@ -18,6 +20,9 @@ from pagein.control import Answer, Connection, ControlError, NotListening
 
 _SAY = 1.0
 """Seconds for a question to go into a socket's buffer."""
+
+_MAX_HOSTS = 500_000
+"""Bytes of what `hosts.toml` says, certificates and all; a trace gets the rest of a question."""
 
 _MAX_PACKED = 900_000
 """Bytes of a packed trace: with the rest of the question less than `control.MAX_LINE`."""
@@ -41,7 +46,9 @@ class Wanted:
         self.source = source
         self._settings = settings
         self._platform = platform
-        self._trace = _packed(trace) if trace is not None and prefetch else ""
+        self._hosts = _hosts(source, settings.hosts_dir)
+        room = _MAX_PACKED - len(json.dumps(self._hosts))
+        self._trace = _packed(trace, room) if trace is not None and prefetch else ""
         self._prefetch = prefetch
         self._asked: Connection | None = None
 
@@ -91,7 +98,8 @@ class Wanted:
             "platform": self._platform,
             "trace": self._trace,
             "prefetch": self._prefetch,
-            "auth": _auth(self.source),
+            "hosts": self._hosts,
+            "auth": _auth(self.source, self._hosts),
         }
 
     def close(self) -> None:
@@ -140,19 +148,46 @@ def absolute(source: str) -> str:
     return f"oci:{os.path.abspath(directory)}{colon}{rest}"
 
 
-def _packed(path: str) -> str:
+def _packed(path: str, room: int) -> str:
     """The trace in a file, looked at here: the user half may not be able to read the file."""
     from pagein.cli.tracefile import load
     from pagein.images.traces.document import pack
 
     packed = pack(load(path).dump())
-    if len(packed) > _MAX_PACKED:
+    if len(packed) > room:
         raise ControlError(errno.EFBIG, f"{path}: too much for a trace: {len(packed)} bytes packed")
     return packed
 
 
-def _auth(source: str) -> dict[str, Any]:
-    """What docker has for the registry of `source`; the user half cannot read it there."""
+def _hosts(source: str, directory: str) -> dict[str, Any]:
+    """What containerd has of mirrors of the registry of `source`, certificates and all.
+
+    Raises OriginError that names file and key.
+    """
+    if not source.startswith("docker://"):
+        return {}
+    from pagein.images.reference import RegistryReference, parse_reference
+
+    reference = parse_reference(source)
+    assert isinstance(reference, RegistryReference), "by its beginning"
+    if not os.path.isdir(directory):
+        return {reference.host: []}
+    import msgspec
+
+    from pagein.images.hosts import hosts_of
+
+    found = {reference.host: msgspec.to_builtins(hosts_of(directory, reference.host))}
+    if (size := len(msgspec.json.encode(found))) > _MAX_HOSTS:
+        text = f"{size} bytes of certificates and headers for {reference.host}"
+        raise ControlError(errno.EFBIG, f"{directory}: too much: {text}")
+    return found
+
+
+def _auth(source: str, hosts: dict[str, Any]) -> dict[str, Any]:
+    """What docker has for the registry of `source` and its mirrors.
+
+    The user half cannot read it there.
+    """
     from pagein.images.dockerplace import default_path
 
     if not source.startswith("docker://") or not os.path.lexists(default_path()):
@@ -166,8 +201,15 @@ def _auth(source: str) -> dict[str, Any]:
 
     reference = parse_reference(source)
     assert isinstance(reference, RegistryReference), "by its beginning"
-    found = asyncio.run(DockerConfig().look_up(reference.host))
-    return {reference.host: msgspec.to_builtins(found)} if found else {}
+    mirrors = {urlsplit(each["url"]).netloc for each in hosts.get(reference.host, [])} - {""}
+
+    async def look_up() -> dict[str, Any]:
+        config = DockerConfig()
+        names = [reference.host, *sorted(mirrors - {reference.host})]
+        return {name: await config.look_up(name) for name in names}
+
+    found = asyncio.run(look_up())
+    return {name: msgspec.to_builtins(each) for name, each in found.items() if each}
 
 
 def _blob(told: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pagein.cli.errors import one_line_errors
-from pagein.cli.settings import PlatformOption, Settings, settings_of
+from pagein.cli.settings import HostsDir, PlatformOption, Settings, settings_of
 from pagein.cli.sources import is_image
 from pagein.cli.trees import CacheOption
 from pagein.cli.units import human
@@ -36,6 +36,7 @@ def index(
     ] = None,
     platform: PlatformOption = "",
     cache: CacheOption = None,
+    hosts_dir: HostsDir = None,
 ) -> None:
     """Make the indexes of an image's layers, so that it is mounted before it is downloaded.
 
@@ -45,13 +46,13 @@ def index(
     from pagein.cli.imagetree import Here
     from pagein.cli.tracefile import load
 
-    settings = settings_of(ctx, None, cache)
+    settings = settings_of(ctx, None, cache, hosts_dir)
     named = cache is not None or settings.cache != Settings().cache
     with one_line_errors():
         if not is_image(image):
             text = f"{image}: name an image as docker://HOST/NAME:TAG or oci:DIR:TAG"
             raise OSError(errno.EINVAL, text)
-        with Here(settings.cache if named else None) as here:
+        with Here(settings.cache if named else None, settings.hosts_dir) as here:
             recorded = load(trace) if trace is not None else None
             pull, pulled = here.pull(image, platform, keep_data=False)
             for blobs in {each[0].layer: each for each in pulled.layers}.values():

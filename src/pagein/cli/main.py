@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from pagein.cli.settings import CacheDir, Settings, StateDir
+from pagein.cli.settings import CacheDir, HostsDir, Settings, StateDir
 
 COMMANDS = (
     "mount",
@@ -52,11 +52,12 @@ def _options(
     ctx: typer.Context,
     state_dir: StateDir = None,
     cache: CacheDir = None,
+    hosts_dir: HostsDir = None,
     _: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Say the version."
     ),
 ) -> None:
-    settings = ctx.obj = Settings().given(state_dir, cache)
+    settings = ctx.obj = Settings().given(state_dir, cache, hosts_dir)
     if os.path.isdir(settings.path("containers")) and os.listdir(settings.path("containers")):
         from pagein.cli.places import sweep
 

@@ -18,17 +18,20 @@ from pagein.cli.settings import (
     DEFAULT_CACHE,
     CacheDir,
     DaemonUser,
+    FailAfter,
+    HostsDir,
     PlatformOption,
     PrefetchOption,
     Settings,
     StateDir,
     TraceOption,
     check_user,
+    dead_after,
     default_user,
     settings_of,
 )
 from pagein.cli.showing import MetricsOption, MetricsPort, Showing
-from pagein.cli.sources import blob_of, is_image
+from pagein.cli.sources import Source, blob_of, is_image, with_mirrors
 from pagein.cli.stacks import Writable
 from pagein.control import Answer, ControlError
 
@@ -56,6 +59,14 @@ def mount(
             "--device", metavar="BLOB", help="A data file of the image, in the image's order."
         ),
     ] = None,
+    mirror: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--mirror",
+            metavar="URL",
+            help="Asked first: a directory (.../) with the same files, or the URL of SOURCE there.",
+        ),
+    ] = None,
     rw: Annotated[
         str | None,
         typer.Option("--rw", metavar="DIR", help="Writable; what is written goes below DIR."),
@@ -70,6 +81,7 @@ def mount(
         float,
         typer.Option(metavar="SECONDS", min=0.1, help="After which a read fails with EIO."),
     ] = 30.0,
+    fail_after: FailAfter = None,
     daemon_user: DaemonUser = None,
     front_end: Annotated[
         FrontEnd,
@@ -94,9 +106,10 @@ def mount(
     metrics_port: MetricsPort = None,
     state_dir: StateDir = None,
     cache: CacheDir = None,
+    hosts_dir: HostsDir = None,
 ) -> None:
     """Mount a remote EROFS image; what is read is fetched, and stays."""
-    settings = settings_of(ctx, state_dir, cache)
+    settings = settings_of(ctx, state_dir, cache, hosts_dir)
     with one_line_errors():
         target = _check_target(directory)
         if options is not None:
@@ -107,15 +120,20 @@ def mount(
         image = is_image(source)
         for_images = {"--rw": rw, "--platform": platform, "--trace": trace}
         _check_options(image, front_end, device, for_images)
+        sources = [] if image else with_mirrors([source, *(device or ())], mirror or ())
+        if image and mirror:
+            text = "for EROFS images; for registries see --hosts-dir"
+            raise ControlError(errno.EINVAL, f"--mirror: {text}")
         if loop and front_end is FrontEnd.KERNEL:
             raise ControlError(errno.EINVAL, "--loop is for the front end `fuse`")
         user = check_user(daemon_user or default_user())
         showing = Showing.of(metrics, metrics_port)
+        more = [*showing.options, *dead_after(fail_after, timeout)]
         wanted = Wanted(settings, source, platform, trace, prefetch)
         begin = wanted.begin if image else nothing
         with (
             contextlib.closing(wanted),
-            kept_running(settings, timeout, user, front_end, begin, showing.options) as ask,
+            kept_running(settings, timeout, user, front_end, begin, more) as ask,
         ):
             showing.check(settings)
             found = ask({"op": "status"}, 10.0)
@@ -132,18 +150,18 @@ def mount(
                     timeout=timeout,
                 )
             else:
-                _mount_blobs(settings, ask, [source, *(device or ())], target, loop, timeout)
+                _mount_blobs(settings, ask, sources, target, loop, timeout)
         if foreground:
             _stay(settings, target)
 
 
 def _mount_blobs(
-    settings: Settings, ask: Ask, sources: list[str], target: str, loop: bool, timeout: float
+    settings: Settings, ask: Ask, sources: list[Source], target: str, loop: bool, timeout: float
 ) -> None:
     question = {
         "op": "mount",
         "target": target,
-        "blobs": [blob_of(settings, each, timeout=timeout + 10) for each in sources],
+        "blobs": [blob_of(settings, *each, timeout=timeout + 10) for each in sources],
         "loop": "always" if loop else "auto",
     }
     ask(question, 4 * timeout + 30)

@@ -18,12 +18,15 @@ from pagein.cli.imagemount import Wanted, mount_image
 from pagein.cli.settings import (
     CacheDir,
     DaemonUser,
+    FailAfter,
+    HostsDir,
     PlatformOption,
     PrefetchOption,
     Settings,
     StateDir,
     TraceOption,
     check_user,
+    dead_after,
     default_user,
     settings_of,
 )
@@ -128,11 +131,13 @@ def run(
         float,
         typer.Option(metavar="SECONDS", min=0.1, help="After which a read fails with EIO."),
     ] = 30.0,
+    fail_after: FailAfter = None,
     daemon_user: DaemonUser = None,
     metrics: MetricsOption = False,
     metrics_port: MetricsPort = None,
     state_dir: StateDir = None,
     cache: CacheDir = None,
+    hosts_dir: HostsDir = None,
 ) -> None:
     """Run a container from an image that need not be here yet.
 
@@ -142,7 +147,7 @@ def run(
     from pagein.cli.places import container, runc_state, sweep
     from pagein.containers.program import RunError, find
 
-    settings = settings_of(ctx, state_dir, cache)
+    settings = settings_of(ctx, state_dir, cache, hosts_dir)
     command = command or []
     command = command[command[:1] == ["--"] :]
     try:
@@ -154,6 +159,7 @@ def run(
         sweep(settings)
         who = check_user(daemon_user or default_user())
         showing = Showing.of(metrics, metrics_port)
+        more = [*showing.options, *dead_after(fail_after, timeout)]
         wanted = Wanted(settings, image, platform, trace, prefetch)
 
         def begin() -> None:
@@ -164,7 +170,7 @@ def run(
         with (
             container(settings) as place,
             contextlib.closing(wanted),
-            kept_running(settings, timeout, who, "fuse", begin, showing.options) as ask,
+            kept_running(settings, timeout, who, "fuse", begin, more) as ask,
         ):
             showing.check(settings)
             writable = Writable(rw) if rw else Writable(str(place.written), volatile=True)

@@ -14,6 +14,8 @@ from pagein.control import ControlError
 
 DEFAULT_STATE_DIR = "/run/pagein"
 DEFAULT_CACHE = "/var/cache/pagein"
+DEFAULT_HOSTS_DIR = "/etc/containerd/certs.d"
+DEFAULT_FAIL_AFTER = 30.0
 
 
 @dataclass(frozen=True)
@@ -22,19 +24,34 @@ class Settings:
 
     state_dir: str = DEFAULT_STATE_DIR
     cache: str = DEFAULT_CACHE
+    hosts_dir: str = DEFAULT_HOSTS_DIR
 
     def path(self, name: str) -> str:
         """A file of the runtime directory."""
         return os.path.join(self.state_dir, name)
 
-    def given(self, state_dir: str | None, cache: str | None) -> Settings:
+    def given(
+        self, state_dir: str | None, cache: str | None, hosts_dir: str | None = None
+    ) -> Settings:
         """These settings with what a command line says instead."""
         changed = self
         if state_dir is not None:
             changed = replace(changed, state_dir=os.path.abspath(state_dir))
         if cache is not None:
             changed = replace(changed, cache=os.path.abspath(cache))
+        if hosts_dir is not None:
+            changed = replace(changed, hosts_dir=os.path.abspath(hosts_dir))
         return changed
+
+
+def fail_after_of(given: float | None, timeout: float) -> float:
+    """`--fail-after` as given; without it no read ends before its own deadline."""
+    return max(DEFAULT_FAIL_AFTER, timeout) if given is None else given
+
+
+def dead_after(given: float | None, timeout: float) -> list[str]:
+    """`--fail-after` for a keeper."""
+    return ["--fail-after", str(fail_after_of(given, timeout))]
 
 
 def default_user() -> str:
@@ -69,6 +86,25 @@ CacheDir = Annotated[
         metavar="DIR",
         help=f"The cache directory, instead of {DEFAULT_CACHE}.",
         show_default=False,
+    ),
+]
+HostsDir = Annotated[
+    str | None,
+    typer.Option(
+        "--hosts-dir",
+        metavar="DIR",
+        help=f"Mirrors of registries as containerd has them, instead of {DEFAULT_HOSTS_DIR}.",
+        show_default=False,
+    ),
+]
+FailAfter = Annotated[
+    float | None,
+    typer.Option(
+        "--fail-after",
+        metavar="SECONDS",
+        min=0.1,
+        help="Of no answer at all from a server, after which reads fail at once until it is back.",
+        show_default=f"{DEFAULT_FAIL_AFTER:g}, or --timeout if that is more",
     ),
 ]
 
@@ -110,7 +146,12 @@ PrefetchOption = Annotated[
 ]
 
 
-def settings_of(ctx: typer.Context, state_dir: str | None, cache: str | None) -> Settings:
+def settings_of(
+    ctx: typer.Context,
+    state_dir: str | None,
+    cache: str | None,
+    hosts_dir: str | None = None,
+) -> Settings:
     """Options after the command over those before it over the defaults."""
     base = ctx.obj if isinstance(ctx.obj, Settings) else Settings()
-    return base.given(state_dir, cache)
+    return base.given(state_dir, cache, hosts_dir)

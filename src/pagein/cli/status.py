@@ -42,7 +42,7 @@ def collect(settings: Settings, *, timeout: float = _TIMEOUT) -> dict[str, Any]:
     Raises ControlError.
     """
     nothing: dict[str, Any] = {"running": False, "blobs": [], "mounts": []}
-    nothing |= {"oldest_read": None, "waiting": []}
+    nothing |= {"oldest_read": None, "waiting": [], "servers": []}
     if not running(settings):
         return nothing
     try:
@@ -73,6 +73,8 @@ def collect(settings: Settings, *, timeout: float = _TIMEOUT) -> dict[str, Any]:
     return {
         "running": True,
         "daemon_pid": fetching.get("pid"),
+        "daemon_tasks": fetching.get("tasks"),
+        "servers": fetching.get("servers", []),
         "traffic": fetching.get("traffic"),
         "metrics": fetching.get("metrics", []),
         **found,

@@ -27,6 +27,9 @@ def print_status(found: dict[str, Any]) -> None:
         console.print(text, soft_wrap=True, markup=False, highlight=False)
     if found["blobs"]:
         console.print(_blobs(found["blobs"]))
+    for server in found.get("servers", ()):
+        if (trouble := _trouble(server)) is not None:
+            console.print(trouble, soft_wrap=True, markup=False, highlight=False)
     oldest = found["oldest_read"]
     if oldest:
         console.print(
@@ -34,6 +37,23 @@ def print_status(found: dict[str, Any]) -> None:
             f" (pid {oldest['pid']}, {human(oldest['len'])} at {oldest['off']} of"
             f" {oldest['cookie']})"
         )
+
+
+def _trouble(server: dict[str, Any]) -> str | None:
+    """A line about a server that does not do as it should; None for one that does."""
+    name, error = server["server"], server["last_error"]
+    if server["state"] != "closed":
+        asked = f"asked again in {server['next_try']:.0f} s"
+        if server["state"] == "half-open":
+            asked = "being tried"
+        return (
+            f"{name}: dead for {server['failing_for']:.0f} s, reads fail at once, {asked}: {error}"
+        )
+    if server["busy_for"] > 0:
+        return f"{name}: asked not to be asked for another {server['busy_for']:.0f} s"
+    if server["aside_for"] > 0:
+        return f"{name}: in trouble for another {server['aside_for']:.0f} s: {error}"
+    return None
 
 
 def _blobs(blobs: list[dict[str, Any]]) -> Table:

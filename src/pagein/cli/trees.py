@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
-from pagein.cli.settings import Settings, settings_of
+from pagein.cli.settings import DEFAULT_HOSTS_DIR, Settings, settings_of
 from pagein.cli.sources import is_image
 
 if TYPE_CHECKING:
@@ -72,7 +72,11 @@ class Tree(Protocol):
 
 @contextmanager
 def open_tree(
-    source: str, devices: Sequence[str] | None, *, cache: str | None = None
+    source: str,
+    devices: Sequence[str] | None,
+    *,
+    cache: str | None = None,
+    hosts_dir: str = DEFAULT_HOSTS_DIR,
 ) -> Iterator[Tree]:
     """The tree of an EROFS image, or of a container image's layers.
 
@@ -84,7 +88,7 @@ def open_tree(
 
         if devices:
             raise OSError(errno.EINVAL, "--device: a container image has its data with it")
-        with open_image(source, cache=cache) as layers:
+        with open_image(source, cache=cache, hosts_dir=hosts_dir) as layers:
             yield layers
         return
     from pagein.erofs.errors import ErofsError
@@ -108,7 +112,8 @@ def tree_of(
     """`open_tree` for a command; the cache is that of the user unless another one was named."""
     settings = settings_of(ctx, None, cache)
     named = cache is not None or settings.cache != Settings().cache
-    with open_tree(source, devices, cache=settings.cache if named else None) as tree:
+    cache = settings.cache if named else None
+    with open_tree(source, devices, cache=cache, hosts_dir=settings.hosts_dir) as tree:
         yield tree
         sys.stdout.flush()  # a reader that has gone is met here, not when the interpreter ends
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Final, Protocol
@@ -358,11 +359,19 @@ def wanted(reads: Iterable[Waiting], start: int, end: int) -> int:
 class Failure:
     """Why a fetch ended, and the first byte it did not bring."""
 
-    __slots__ = ("at", "error")
+    __slots__ = ("at", "error", "luck")
 
     def __init__(self, error: Exception, at: int) -> None:
         self.error = error
         self.at = at
+        self.luck = random.random()
+        """Of the pause before the next try: all who waited for the fetch ask again as one."""
+
+    @property
+    def after(self) -> float | None:
+        """Seconds that the server asked for."""
+        found: float | None = getattr(self.error, "after", None)
+        return found
 
     @property
     def retry(self) -> bool:

@@ -26,16 +26,11 @@ from pagein.daemon.fetch import Claim, Failure, Fetch, Then, Waiting, Write, wan
 from pagein.daemon.readahead import WINDOW_MAX, Policy
 from pagein.daemon.tally import Cause, Kind, Tally
 from pagein.origins.base import Origin
+from pagein.origins.retry import Backoff
 from pagein.protocol.messages import PAGE_SIZE
 from pagein.rangeset import RangeSet
 
 log = logging.getLogger("pagein.daemon")
-
-RETRY_FIRST: Final = 0.1
-"""Seconds before the second try; doubled for each further one."""
-
-RETRY_MOST: Final = 2.0
-"""Seconds: the longest pause between two tries."""
 
 CALM: Final = 5.0
 """Seconds after a failed fetch in which nothing is fetched ahead."""
@@ -236,7 +231,7 @@ class Fill:
 
     async def _wait(self, read: Waiting, deadline: float) -> None:
         """Until `read` is covered; starts what is missing again after a failure."""
-        pause, last = RETRY_FIRST, None
+        backoff, last = Backoff(), None
         while not self.present.covers(read.start, read.end):
             self._check_open()
             if self._time_left(deadline) <= 0:
@@ -248,11 +243,12 @@ class Fill:
             last = failure.error
             if failure.spares(read):
                 continue
+            pause = backoff.pause(failure.after, failure.luck)
             if not failure.retry or self._time_left(deadline) <= pause:
                 raise self._give_up(read, failure.error)
-            log.info("%s: %s; trying again in %g s", self.name, text_of(failure.error), pause)
+            log.info("%s: %s; trying again in %.1f s", self.name, text_of(failure.error), pause)
             self.tally.retries += 1
-            pause = await self._nap(read, pause)
+            await self._nap(read, pause)
 
     async def _outcome(self, read: Waiting, deadline: float) -> Failure | None:
         """What ended the wait: None if the bytes may be there, or if the deadline passed."""
@@ -260,13 +256,12 @@ class Fill:
         await asyncio.wait({read.future}, timeout=max(0.0, self._time_left(deadline)))
         return read.future.result() if read.future.done() else None
 
-    async def _nap(self, read: Waiting, pause: float) -> float:
-        """Wait before another try; covered bytes end it early. Returns the next pause."""
+    async def _nap(self, read: Waiting, pause: float) -> None:
+        """Wait before another try; covered bytes end it early."""
         read.napping = True
         read.future = asyncio.get_running_loop().create_future()
         await asyncio.wait({read.future}, timeout=pause)
         read.napping = False
-        return min(2 * pause, RETRY_MOST)
 
     def _late(self, last: Exception | None) -> OSError:
         cause = f"{self.origin}: no answer within {self.timeout:g} s"

@@ -15,7 +15,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgspec
-from aiohttp import ClientSession
 
 from pagein.control import Answer
 from pagein.daemon.objects import Blob
@@ -24,6 +23,7 @@ from pagein.daemon.records import Records
 from pagein.daemon.secrets import Secrets
 from pagein.images.auth import Credentials
 from pagein.images.connections import Connections
+from pagein.images.hosts import Host
 from pagein.images.layerblob import LayerBlob
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.spans import Kept
@@ -33,6 +33,7 @@ from pagein.images.store import Store
 from pagein.images.traces.document import Trace, TraceError, parse_trace, unpack
 from pagein.images.traces.record import BlobTouch, FileTouch, translate
 from pagein.origins import Identity, Origin
+from pagein.origins.session import Session
 
 log = logging.getLogger("pagein.daemon")
 
@@ -69,6 +70,7 @@ class Images:
         secrets: Secrets,
         *,
         timeout: float,
+        session: Session | None = None,
         find: Callable[[bytes], Blob | None] = lambda _: None,
     ) -> None:
         """`find` gives the blob of a cookie key, if it is open."""
@@ -76,16 +78,13 @@ class Images:
         self._store.prepare()
         self._records = records
         self._secrets = secrets
-        self._connections = Connections(secrets, timeout=timeout)
+        self._connections = Connections(
+            secrets, timeout=timeout, session=session, hosts=secrets.hosts
+        )
         self._spans = Kept()
         self.prefetcher = Prefetcher(self._store, self._connections, find)
         self._jobs: dict[_Wanted, _Job] = {}
         self._watch: asyncio.Task[None] | None = None
-
-    @property
-    def session(self) -> ClientSession:
-        """What registries are spoken to over."""
-        return self._connections.session
 
     async def close(self) -> None:
         """Stop all pulls; connections are closed."""
@@ -120,6 +119,8 @@ class Images:
 
     async def image(self, question: dict[str, Any]) -> Answer:
         """Layers and config of `source`, or how far it is. Raises OSError in one line."""
+        for registry, given in (question.get("hosts") or {}).items():
+            self._secrets.keep_hosts(registry, _hosts(given))
         for host, given in (question.get("auth") or {}).items():
             self._secrets.keep(host, _credentials(given))
         wanted = _wanted(question)
@@ -203,6 +204,13 @@ def _parsed(packed: str) -> Trace:
         return parse_trace("the trace", unpack(packed))
     except TraceError as problem:
         raise OSError(errno.EINVAL, str(problem)) from None
+
+
+def _hosts(given: object) -> tuple[Host, ...]:
+    try:
+        return msgspec.convert(given, tuple[Host, ...])
+    except msgspec.ValidationError:
+        raise OSError(errno.EINVAL, "hosts that are none") from None
 
 
 def _credentials(given: object) -> Credentials:

@@ -19,12 +19,14 @@ import socket
 from collections.abc import Awaitable, Sequence
 from typing import Any
 
+from msgspec.structs import replace
+
 # All imports are done before the privileges go: afterwards the interpreter's files may be out of
 # reach (a Python below a home directory), also for those that libraries import when first used.
 import pagein.images.layout
 import pagein.images.registry
 import pagein.origins.file
-import pagein.origins.http
+import pagein.origins.http  # noqa: F401
 from pagein.control import Answer, listen, message_of
 from pagein.controlserver import ControlServer
 from pagein.daemon import stats
@@ -42,7 +44,8 @@ from pagein.daemon.shown import Shown
 from pagein.daemon.tally import Now, Tally
 from pagein.images.layerblob import LayerBlob, load_record
 from pagein.images.layers.inflate import library
-from pagein.origins import Origin, OriginError, open_origin, redact, resolve
+from pagein.origins import Identity, Origin, OriginError, open_origin, redact, resolve
+from pagein.origins.session import Session
 
 with contextlib.suppress(ImportError):
     import zstandard  # noqa: F401  of the extra `oci`
@@ -60,21 +63,30 @@ class Process:
     It answers before it has a device: an image can be looked up while the kernel half starts.
     """
 
-    def __init__(self, *, cache: str, timeout: float, secrets_fd: int, shown: Shown) -> None:
-        """`secrets_fd` is the directory that holds credentials, -1 for none."""
+    def __init__(
+        self, *, cache: str, timeout: float, fail_after: float, secrets_fd: int, shown: Shown
+    ) -> None:
+        """`secrets_fd` is the directory that holds credentials, -1 for none.
+
+        `fail_after`: see `origins.session`.
+        """
         self.shown = shown
         self.cache = cache
         self.timeout = timeout
         self.stopping = False
         self.records = Records(os.path.join(cache, RECORDS), load_record)
         secrets = Secrets(secrets_fd)
+        self.session = Session(fail_after=fail_after)
         self.images = Images(
-            os.path.join(cache, IMAGES), self.records, secrets, timeout=timeout, find=self._find
+            os.path.join(cache, IMAGES),
+            self.records,
+            secrets,
+            timeout=timeout,
+            session=self.session,
+            find=self._find,
         )
-        self.session = pagein.origins.http.new_session()
         self.tally = Tally()
-        for session in (self.session, self.images.session):
-            count_answers(session, self.tally)
+        count_answers(self.session.client, self.tally)
         self.daemon: Daemon | None = None
         self._waiting: asyncio.Future[Device] | None = None
 
@@ -126,24 +138,44 @@ class Process:
 
     async def resolve(self, question: dict[str, Any]) -> Answer:
         """Look at a source; its key for the kernel half."""
-        identity = await self._resolve(question["source"])
+        mirrors = tuple(question.get("mirrors") or ())
+        identity = await self._resolve(question["source"], mirrors)
+        if mirrors and identity.etag is None and identity.last_modified is None:
+            cause = "tells neither ETag nor Last-Modified: nothing shows that a mirror has the same"
+            raise OriginError.of(identity.source, cause, errno=errno.EINVAL)
+        identity = replace(identity, mirrors=mirrors)
         loop = asyncio.get_running_loop()
         key = await loop.run_in_executor(None, self.records.keep, identity)
         return {"cookie": key.decode(), "size": identity.size, "source": redact(identity.source)}
 
-    async def _resolve(self, source: str) -> Any:
-        """Its identity now; when it cannot be reached, the last one that was seen."""
+    async def _resolve(self, source: str, mirrors: tuple[str, ...]) -> Any:
+        """Its identity now; when it cannot be reached, the last one that was seen.
+
+        Or that of the first mirror that answers.
+        """
         try:
             return await resolve(source, timeout=self.timeout, session=self.session)
         except OriginError as problem:
-            if not problem.retry:
+            if not problem.temporary:
                 raise
             loop = asyncio.get_running_loop()
             known = await loop.run_in_executor(None, self.records.latest, source)
             if known is None:
+                known = await self._from_mirrors(source, mirrors)
+            if known is None:
                 raise
             log.warning("%s; going on with what is known of it", problem.strerror)
             return known
+
+    async def _from_mirrors(self, source: str, mirrors: tuple[str, ...]) -> Identity | None:
+        for mirror in mirrors:
+            try:
+                found = await resolve(mirror, timeout=self.timeout, session=self.session)
+            except OriginError as problem:
+                log.warning("%s", problem.strerror)
+            else:
+                return replace(found, source=source)
+        return None
 
     async def translate(self, question: dict[str, Any]) -> Answer:
         """Touches of blobs as touches of files: see `record.translate`."""
@@ -163,6 +195,8 @@ class Process:
         return {
             "pid": os.getpid(),
             "blobs": blobs,
+            "servers": self.session.servers(),
+            "tasks": len(asyncio.all_tasks()),
             "traffic": self.tally.values(),
             "waiting": stats.waiting(self._blobs(), asyncio.get_running_loop().time()),
             "metrics": self.shown.addresses,
@@ -200,7 +234,14 @@ async def _run(process: Process, control: socket.socket, device: Awaitable[Devic
 
 
 def serve(
-    path: str, *, control: str, cache: str, timeout: float, user: str, metrics: Sequence[int] = ()
+    path: str,
+    *,
+    control: str,
+    cache: str,
+    timeout: float,
+    fail_after: float,
+    user: str,
+    metrics: Sequence[int] = (),
 ) -> None:
     """Serve the device at `path` until SIGTERM or SIGINT. Raises OSError for the user.
 
@@ -223,7 +264,13 @@ def serve(
         with listen(control) as sock:
             shown = Shown(metrics)
             secrets = _become(user, cache, os.path.dirname(control), with_parent=False)
-            process = Process(cache=cache, timeout=timeout, secrets_fd=secrets, shown=shown)
+            process = Process(
+                cache=cache,
+                timeout=timeout,
+                fail_after=fail_after,
+                secrets_fd=secrets,
+                shown=shown,
+            )
             await _run(process, sock, _there(device))
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s daemon %(message)s")
@@ -262,6 +309,7 @@ def main() -> int:
     parser.add_argument("--state-dir", required=True)
     parser.add_argument("--cache", required=True)
     parser.add_argument("--timeout", type=float, required=True)
+    parser.add_argument("--fail-after", type=float, required=True)
     parser.add_argument("--user", required=True)
     options = parser.parse_args()
     raise_fd_limit()
@@ -270,7 +318,11 @@ def main() -> int:
         shown = Shown(options.metrics_fd, options.numbers_fd)
         secrets = _become(options.user, options.cache, options.state_dir, with_parent=True)
         process = Process(
-            cache=options.cache, timeout=options.timeout, secrets_fd=secrets, shown=shown
+            cache=options.cache,
+            timeout=options.timeout,
+            fail_after=options.fail_after,
+            secrets_fd=secrets,
+            shown=shown,
         )
         with (
             socket.socket(fileno=options.ready_fd) as line,

@@ -124,9 +124,10 @@ class Ahead(Origin):
                     offset += len(piece)
                     yield piece
 
-    def forget(self) -> None:
+    def forget(self) -> bool:
         """Something that came from here was wrong: what is asked again is fetched again."""
         self._downloads.clear()
+        return self._origin.forget()
 
     async def close(self) -> None:
         """End it, downloads and all."""

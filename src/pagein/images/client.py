@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import errno
 import random
 from collections.abc import AsyncIterator
@@ -11,11 +12,12 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import aiohttp
+from yarl import URL
 
 from pagein.images.connections import Connections, read_body
+from pagein.images.hosts import CAPABILITIES, Host
 from pagein.images.paths import Repository
 from pagein.images.protocol import (
-    ATTEMPTS,
     MAX_REFUSAL,
     Action,
     Answer,
@@ -28,12 +30,13 @@ from pagein.images.protocol import (
 )
 from pagein.images.reference import RegistryReference
 from pagein.origins.base import OriginError
-from pagein.origins.http import Target, send
+from pagein.origins.health import Health
+from pagein.origins.mirrors import Waits
+from pagein.origins.retry import ATTEMPTS
+from pagein.origins.session import Target, send
 
 SLOWEST = 64 << 10
 """Bytes per second that a body of known length has to come with, on average."""
-
-_JITTER = 0.5  # of a pause, so that those who were refused together do not come back together
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +50,9 @@ class Delivered:
 
 
 class RegistryClient:
-    """Speaks to the registry of `reference` over `connections`, which stay their owner's.
+    """Speaks to one server of `reference` over `connections`, which stay their owner's.
 
+    `host`: that one; None for the registry itself as it is without any configuration.
     `plain_http`: True without TLS, False with; None for what docker does, TLS except to registries
     on this machine.
     """
@@ -58,15 +62,52 @@ class RegistryClient:
         reference: RegistryReference,
         connections: Connections,
         *,
+        host: Host | None = None,
         plain_http: bool | None = None,
     ) -> None:
-        plain = reference.is_local if plain_http is None else plain_http
-        scheme = "http" if plain else "https"
-        self.source = str(reference)
-        self.repository = Repository(f"{scheme}://{reference.server}", reference.repository)
+        base = host.url if host is not None else ""
+        if not base:
+            plain = reference.is_local if plain_http is None else plain_http
+            base = f"{'http' if plain else 'https'}://{reference.server}"
+        place = urlsplit(base)
+        itself = place.netloc == reference.server
+        self.source = str(reference) if itself else f"{reference} ({place.netloc})"
+        self.repository = Repository(
+            base,
+            reference.repository,
+            host.api if host is not None else "/v2",
+            "" if itself else reference.host,
+        )
         self.session = connections.session
         self.timeout = connections.timeout
-        self._tokens = connections.tokens(reference.host, secure=not plain)
+        self.capabilities = CAPABILITIES if host is None else host.capabilities
+        self.aside_until = 0.0
+        self._host = host
+        self._tls = connections.tls(host)
+        self._dial = host.dial_timeout if host is not None else None
+        self._url = URL(base)
+        name = reference.host if itself else place.netloc
+        self._tokens = connections.tokens(name, secure=place.scheme == "https", of=host)
+        self._attempts = ATTEMPTS
+        self._wait = self.timeout
+
+    @property
+    def server(self) -> str:
+        """Scheme, host and port."""
+        return self.repository.base
+
+    @property
+    def health(self) -> Health:
+        """Of the server."""
+        return self.session.health(self._url)
+
+    def hasty(self, waits: Waits) -> RegistryClient:
+        """The same, for one try with these waits: somebody else can be asked, or will be."""
+        twin = copy.copy(self)
+        twin._attempts = 1
+        twin._wait = waits.read
+        twin._dial = min(waits.dial, self._dial or waits.dial)
+        return twin
 
     async def fetch(
         self, wanted: Request, limit: int, *, actions: tuple[str, ...] = ("pull",)
@@ -92,12 +133,12 @@ class RegistryClient:
         *,
         actions: tuple[str, ...] = ("pull",),
         limit: int | None = None,
-        attempts: int = ATTEMPTS,
     ) -> AsyncIterator[Delivered]:
         """The answer that `wanted` expects, or OriginError. With a `limit` its body was read."""
         scope = self.repository.scope(*actions)
         header, holds = self._tokens.held(scope)
-        exchange = Exchange(self.source, wanted, header, attempts=attempts)
+        own = dict(self._host.header) if self._host is not None else None
+        exchange = Exchange(self.source, wanted, header, attempts=self._attempts, own=own)
         action: Action = exchange.start() if holds else Authorize(None, header)
         while True:
             judged = False
@@ -108,7 +149,7 @@ class RegistryClient:
                     action = exchange.authorized(header, fresh=fresh)
                     continue
                 if isinstance(action, Wait):
-                    await asyncio.sleep(action.seconds * (1 + _JITTER * random.random()))
+                    await asyncio.sleep(action.seconds + action.spread * random.random())
                     action = Send(action.request)
                 assert isinstance(action, Send)
                 async with self._send(action.request) as response:
@@ -133,16 +174,28 @@ class RegistryClient:
 
     @asynccontextmanager
     async def _send(self, request: Request) -> AsyncIterator[aiohttp.ClientResponse]:
+        what = f"{self.source}: {request.what} ({urlsplit(request.url).netloc})"
+        async with self.ask(request.method, request.url, what, request) as response:
+            yield response
+
+    @asynccontextmanager
+    async def ask(
+        self, method: str, url: str, what: str, request: Request
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One request as this server, or where it redirects to, wants it; `what` is its name."""
         if self.session.closed:
             raise OriginError.of(self.source, "the connections are closed", errno=errno.EBADF)
-        target = Target(request.url, f"{self.source}: {request.what} ({_host(request.url)})")
+        target = Target(url, what, tls=self._tls)
+        if self._host is not None and self._host.proxy is not None:
+            target.proxy = self._host.proxy
         async with send(
             self.session,
-            request.method,
+            method,
             target,
-            self.timeout,
+            self._wait,
             headers=request.headers,
             body=request.body,
+            dial=self._dial,
         ) as response:
             yield response
 
@@ -166,7 +219,3 @@ def lower_headers(response: aiohttp.ClientResponse) -> dict[str, str]:
     """The headers as `Answer` wants them; a repeated one is one list (RFC 9110 5.3)."""
     names = {name.lower() for name in response.headers}
     return {name: ", ".join(response.headers.getall(name)) for name in names}
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc

@@ -17,10 +17,14 @@ def referrers_tag(digest: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """Makes requests; `base` is `https://HOST[:PORT]` of the registry."""
+    """Makes requests; `base` is `https://HOST[:PORT]` of the registry, or of a mirror of it."""
 
     base: str
     name: str
+    api: str = "/v2"
+    """The path of the API there."""
+    registry: str = ""
+    """The registry that a mirror is asked for, which it may be for many (containerd: `ns`)."""
 
     def scope(self, *actions: str) -> str:
         """What a token has to allow (distribution, docs/spec/auth/scope.md)."""
@@ -28,7 +32,10 @@ class Repository:
 
     def url(self, rest: str) -> str:
         """The URL of something in the repository."""
-        return f"{self.base}/v2/{self.name}/{rest}"
+        url = f"{self.base}{self.api}/{self.name}/{rest}"
+        if not self.registry:
+            return url
+        return f"{url}{'&' if '?' in rest else '?'}ns={quote(self.registry, safe=':')}"
 
     def manifest(self, reference: str, *, optional: bool = False) -> Request:
         """GET a manifest by tag or digest; `optional`: 404 is an answer too."""

@@ -20,7 +20,6 @@ import errno
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -28,16 +27,14 @@ import msgspec
 
 from pagein.images.auth import Challenge, choose_challenge
 from pagein.origins.base import OriginError
+from pagein.origins.retry import ATTEMPTS, FIRST, retry_after
 
 MAX_REDIRECTS = 5
 MAX_REFUSAL = 64 << 10
 """Bytes of the body of a refusal that are looked at."""
-ATTEMPTS = 4
-"""How often a request is sent that might pass the next time."""
 MAX_PAUSE = 30.0
 """Seconds that a server may ask to wait (Retry-After) before it is an error instead."""
 
-_FIRST_PAUSE = 0.2
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _DENIED = frozenset({401, 403})
@@ -83,9 +80,10 @@ class Authorize:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait so many seconds or a little more, then send `request`."""
+    """Wait `seconds`, and a random part of `spread` more, then send `request`."""
 
     seconds: float
+    spread: float
     request: Request
 
 
@@ -106,14 +104,22 @@ class Exchange:
     """One wanted request; `source` names the image in errors, which are OriginErrors."""
 
     def __init__(
-        self, source: str, wanted: Request, authorization: str | None, *, attempts: int = ATTEMPTS
+        self,
+        source: str,
+        wanted: Request,
+        authorization: str | None,
+        *,
+        attempts: int = ATTEMPTS,
+        own: Mapping[str, str] | None = None,
     ) -> None:
+        """`own`: headers for the registry alone, as the authorization is."""
         self._source = source
         self._wanted = wanted
         self._authorization = authorization
+        self._own = own or {}
         self._renewed = False
         self._attempts_left = attempts - 1
-        self._pause = _FIRST_PAUSE
+        self._pause = FIRST
         self._restart()
 
     def start(self) -> Send:
@@ -131,7 +137,7 @@ class Exchange:
                 choose_challenge(answer.headers.get("www-authenticate", "")), self._authorization
             )
         if answer.status in _PASSING:
-            return self._again(self._refusal(answer), self._asked_pause(answer))
+            return self._again(self._refusal(answer))
         raise self._refusal(answer)
 
     def authorized(self, header: str, *, fresh: bool) -> Send:
@@ -145,7 +151,7 @@ class Exchange:
 
     def lost(self, error: OriginError) -> Wait:
         """What to do when no answer came because of `error`, which is raised if it is final."""
-        return self._again(error, None)
+        return self._again(error)
 
     def _restart(self) -> None:
         """Begin again at the registry itself."""
@@ -155,6 +161,8 @@ class Exchange:
 
     def _request(self) -> Request:
         headers = dict(self._wanted.headers)
+        if not self._away:
+            headers.update(self._own)
         if self._authorization is not None and not self._away:
             headers["Authorization"] = self._authorization
         return replace(self._wanted, url=self._url, headers=headers)
@@ -173,20 +181,14 @@ class Exchange:
         self._url = url
         return Send(self._request())
 
-    def _asked_pause(self, answer: Answer) -> float | None:
-        asked = retry_after(answer.headers)
-        if asked is not None and asked > MAX_PAUSE:
-            cause = f"{self._wanted.what}: {answer.status}, asks to come back in {asked:.0f} s"
-            raise OriginError.of(self._source, cause, errno=errno.EAGAIN, retry=True)
-        return asked
-
-    def _again(self, error: OriginError, asked: float | None) -> Wait:
-        if not error.retry or self._attempts_left <= 0:
+    def _again(self, error: OriginError) -> Wait:
+        asked = error.after or 0.0
+        if not error.retry or self._attempts_left <= 0 or asked > MAX_PAUSE:
             raise error
         self._attempts_left -= 1
-        pause, self._pause = max(self._pause, asked or 0.0), self._pause * 2
+        spread, self._pause = self._pause, self._pause * 2
         self._restart()
-        return Wait(pause, self._request())
+        return Wait(asked, spread, self._request())
 
     def _refusal(self, answer: Answer) -> OriginError:
         status = answer.status
@@ -205,9 +207,16 @@ class Exchange:
             number, cause = errno.EIO, f"{cause}: the server cannot answer now, try again later"
         else:
             number = errno.EIO
-        what = self._wanted.what
+        passing = status in _PASSING
+        after = retry_after(answer.headers) if passing else None
+        if after is not None:
+            cause += f", it asks to come back in {after:.0f} s"
         return OriginError.of(
-            self._source, f"{what}: {cause}", errno=number, retry=status in _PASSING
+            self._source,
+            f"{self._wanted.what}: {cause}",
+            errno=number,
+            retry=passing,
+            after=after,
         )
 
     def _denied(self, cause: str) -> str:
@@ -240,18 +249,6 @@ def registry_errors(body: bytes) -> str:
         return ""
     words = [str(first[key]) for key in ("code", "message") if first.get(key)]
     return re.sub(r"[^ -~]+", " ", ": ".join(words))[:200]
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds of a Retry-After header (RFC 9110 10.2.3); a date counts from the Date header's."""
-    value = headers.get("retry-after", "").strip()
-    if re.fullmatch(r"[0-9]{1,9}", value):
-        return float(value)
-    try:
-        until, now = (parsedate_to_datetime(text) for text in (value, headers.get("date", "")))
-        return max((until - now).total_seconds(), 0.0)
-    except (ValueError, TypeError, OverflowError):  # not dates, or only one with a time zone
-        return None
 
 
 def next_link(headers: Mapping[str, str]) -> str | None:

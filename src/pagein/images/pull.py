@@ -12,10 +12,10 @@ import asyncio
 import dataclasses
 import errno
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
-from typing import BinaryIO, Literal, TypeVar
+from typing import BinaryIO, Literal
 
 from msgspec.structs import replace
 
@@ -45,6 +45,7 @@ from pagein.images.manifest import (
     parse_manifest,
 )
 from pagein.images.parallel import both, each
+from pagein.images.patience import patiently, whole
 from pagein.images.platforms import Platform
 from pagein.images.reference import parse_reference
 from pagein.images.source import Image, check_platform, load_image, open_source
@@ -57,13 +58,9 @@ from pagein.origins.file import FileOrigin
 from pagein.origins.identity import Identity
 
 _AT_ONCE = 4
-_ATTEMPTS = 5  # in a row that brought less than _ENOUGH
-_ENOUGH = 256 << 10  # bytes: else a server that gives a few at a time is asked for hours
-_PAUSE = 0.5
 # With these the registry is out of reach for us: what is known of the image has to do.
 _UNREACHABLE = {errno.EACCES, errno.ECONNREFUSED, errno.ETIMEDOUT, errno.EHOSTUNREACH}
 
-T = TypeVar("T")
 State = Literal["waiting", "index", "pulling", "here"]
 
 log = logging.getLogger("pagein.images")
@@ -193,7 +190,7 @@ class Pull:
         try:
             image = await load_image(self._source, self._platform, ARTIFACT_TYPE, known=known)
         except OriginError as problem:
-            if known is None or not (problem.retry or problem.errno in _UNREACHABLE):
+            if known is None or not (problem.temporary or problem.errno in _UNREACHABLE):
                 raise
             return known, f"{problem}; going on with what is known of it"
         return image, ""
@@ -264,7 +261,7 @@ class Pull:
         origin = self._compressed(layer)
         try:
             with self._store.create("indexes") as new:
-                made = await _patiently(lambda: toc.make(origin, layer, new.file))
+                made = await patiently(lambda: toc.make(origin, layer, new.file), self._timeout)
                 found = await asyncio.to_thread(checked, new, layer, made.digest, made.size)
                 await asyncio.to_thread(new.keep, made.digest)
         except (LayerError, OriginError) as problem:
@@ -298,14 +295,30 @@ class Pull:
         return found
 
     async def _stream(self, layer: Layer, progress: Progress) -> IndexOf:
-        """Take the layer once, as a pull does: its data and its index are here then."""
+        """Take the layer once, as a pull does: its data and its index are here then.
+
+        Once more where a mirror may have given what is wrong with it, from another one.
+        """
+        origin = self._compressed(layer)
+        try:
+            while True:
+                try:
+                    return await self._stream_from(origin, layer, progress)
+                except LayerError as problem:
+                    if not origin.forget():
+                        raise
+                    log.warning("%s: layer %s: %s; again", self.name, layer.digest, problem)
+        finally:
+            await origin.close()
+
+    async def _stream_from(self, origin: Origin, layer: Layer, progress: Progress) -> IndexOf:
         with self._store.create("indexes") as index:
             if not self._keep_data or self._store.has("layers", layer.digest):
-                async with aclosing(self._pieces(layer, progress, None)) as pieces:
+                async with aclosing(self._pieces(origin, layer, progress, None)) as pieces:
                     built = await build(pieces, layer, index.file)
             else:
                 with self._store.create("layers") as data:
-                    async with aclosing(self._pieces(layer, progress, data.file)) as pieces:
+                    async with aclosing(self._pieces(origin, layer, progress, data.file)) as pieces:
                         built = await build(pieces, layer, index.file)
                     await asyncio.to_thread(data.keep, layer.digest)
             found = await asyncio.to_thread(checked, index, layer, built.digest, built.size)
@@ -313,30 +326,16 @@ class Pull:
         return found
 
     async def _pieces(
-        self, layer: Layer, progress: Progress, copy: BinaryIO | None
+        self, origin: Origin, layer: Layer, progress: Progress, copy: BinaryIO | None
     ) -> AsyncGenerator[bytes, None]:
         """The layer's bytes, gone on with where a connection broke; also written to `copy`."""
-        failures = progress.done = 0
-        origin = self._compressed(layer)
-        try:
-            while progress.done < layer.size:
-                before = progress.done
-                try:
-                    left = layer.size - progress.done
-                    async with aclosing(origin.stream(progress.done, left)) as parts:  # type: ignore[type-var]
-                        async for part in parts:
-                            piece = bytes(part)
-                            if copy is not None:
-                                await asyncio.to_thread(copy.write, piece)
-                            progress.done += len(piece)
-                            yield piece
-                except OriginError as problem:
-                    failures = 1 if progress.done - before >= _ENOUGH else failures + 1
-                    if not problem.retry or failures == _ATTEMPTS:
-                        raise
-                    await asyncio.sleep(_PAUSE * failures)
-        finally:
-            await origin.close()
+        progress.done = 0
+        async with aclosing(whole(origin, layer.size, self._timeout)) as pieces:
+            async for piece in pieces:
+                if copy is not None:
+                    await asyncio.to_thread(copy.write, piece)
+                progress.done += len(piece)
+                yield piece
 
     def _compressed(self, layer: Layer) -> Origin:
         if self._store.has("layers", layer.digest):
@@ -379,19 +378,6 @@ class Pull:
             for part, size in sizes.items()
             if size
         )
-
-
-async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """What `call` returns, which is called again after what may pass."""
-    failures = 0
-    while True:
-        try:
-            return await call()
-        except OriginError as problem:
-            failures += 1
-            if not problem.retry or failures == _ATTEMPTS:
-                raise
-        await asyncio.sleep(_PAUSE * failures)
 
 
 Watcher = Callable[[list[Progress]], None]

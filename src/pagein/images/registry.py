@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
 
 from pagein.images.artifacts import (
     NO_ENTRIES,
@@ -17,6 +18,7 @@ from pagein.images.artifacts import (
 from pagein.images.blob import BlobOrigin
 from pagein.images.client import RegistryClient
 from pagein.images.connections import Connections
+from pagein.images.hosts import NAME, Host
 from pagein.images.manifest import (
     MAX_MANIFEST,
     OCI_INDEX,
@@ -34,10 +36,13 @@ from pagein.images.protocol import Answer, next_link, origin_of, resolve_url
 from pagein.images.reference import RegistryReference
 from pagein.images.source import ImageSource
 from pagein.origins.base import Origin, OriginError
+from pagein.origins.mirrors import Waits, first_of, in_order, waits_for, worst_of
 
 _MAX_PAGES = 16  # of one answer of the referrers API
 _TAG_ATTEMPTS = 5  # to add to an index that others add to as well
 _PUSH = ("pull", "push")
+
+T = TypeVar("T")
 
 
 class NoIndex(OriginError):
@@ -55,21 +60,49 @@ class RegistrySource(ImageSource):
         plain_http: bool | None = None,
     ) -> None:
         self._reference = reference
-        self._client = RegistryClient(reference, connections, plain_http=plain_http)
-        self._repository = self._client.repository
-        self._has_api: bool | None = None  # whether the registry has the referrers API, once known
+        hosts: tuple[Host | None, ...] = connections.hosts(reference.host) or (None,)
+        self._clients = [
+            RegistryClient(reference, connections, host=host, plain_http=plain_http)
+            for host in hosts
+        ]
+        self._timeout = connections.timeout
+        self._has_api: dict[str, bool] = {}  # which servers have the referrers API, once known
         self._listing = asyncio.Lock()  # the referrers tag is read, changed and written
 
     def __str__(self) -> str:
         return str(self._reference)
 
+    # ---- who is asked ---------------------------------------------------------------------------
+
+    def _able(self, capability: str) -> list[RegistryClient]:
+        """The servers that may do that, in the order of the configuration; OriginError if none."""
+        able = [client for client in self._clients if capability in client.capabilities]
+        if not able:
+            cause = f"no host that {NAME} has for it may {capability}"
+            raise OriginError.of(str(self), cause, errno=errno.EACCES)
+        return able
+
+    async def _first(self, capability: str, call: Callable[[RegistryClient], Awaitable[T]]) -> T:
+        """What `call` gives with the first server that has it. What it verifies counts too."""
+
+        async def ask(client: RegistryClient, waits: Waits) -> T:
+            return await call(client.hasty(waits) if waits.others else client)
+
+        _, found = await first_of(self._able(capability), ask, self._timeout)
+        return found
+
     # ---- reading --------------------------------------------------------------------------------
 
     async def resolve(self) -> tuple[Descriptor, bytes]:
         """Verified by the digest in the name, else by the one that the registry tells."""
-        wanted = self._repository.manifest(self._reference.wanted)
-        answer = await self._client.fetch(wanted, MAX_MANIFEST)
-        return self._described(answer, self._reference.digest), answer.body
+
+        async def call(client: RegistryClient) -> tuple[Descriptor, bytes]:
+            wanted = client.repository.manifest(self._reference.wanted)
+            answer = await client.fetch(wanted, MAX_MANIFEST)
+            return self._described(answer, self._reference.digest), answer.body
+
+        # Whoever may not say what a tag stands for may still have what a digest does.
+        return await self._first("pull" if self._reference.digest else "resolve", call)
 
     def _described(self, answer: Answer, digest: str | None) -> Descriptor:
         """The descriptor of the manifest in `answer`, which must have `digest` if there is one."""
@@ -85,55 +118,94 @@ class RegistrySource(ImageSource):
     async def manifest(self, descriptor: Descriptor) -> bytes:
         """GET by digest, whatever the registry calls it."""
         limit = min(descriptor.size, MAX_MANIFEST)
-        answer = await self._client.fetch(self._repository.manifest(descriptor.digest), limit)
-        return descriptor.verify(str(self), answer.body)
+
+        async def call(client: RegistryClient) -> bytes:
+            answer = await client.fetch(client.repository.manifest(descriptor.digest), limit)
+            return descriptor.verify(client.source, answer.body)
+
+        return await self._first("pull", call)
 
     async def blob(self, descriptor: Descriptor, limit: int) -> bytes:
         """GET in one request."""
         if descriptor.size > limit:
             cause = f"blob {descriptor.digest} has {descriptor.size} bytes, more than {limit}"
             raise OriginError.of(str(self), cause)
-        wanted = self._repository.blob(descriptor.digest)
-        answer = await self._client.fetch(wanted, descriptor.size)
-        return descriptor.verify(str(self), answer.body)
+
+        async def call(client: RegistryClient) -> bytes:
+            wanted = client.repository.blob(descriptor.digest)
+            answer = await client.fetch(wanted, descriptor.size)
+            return descriptor.verify(client.source, answer.body)
+
+        return await self._first("pull", call)
 
     def open_blob(self, descriptor: Descriptor) -> Origin:
         """Ranged GETs."""
-        return BlobOrigin(self._client, descriptor)
+        return BlobOrigin(self._able("pull"), descriptor)
 
     # ---- referrers ------------------------------------------------------------------------------
 
     async def referrers(self, digest: str, artifact_type: str) -> list[Descriptor]:
-        """By the referrers API, or by the tag where there is none; the first time both at once."""
-        if self._has_api:
-            entries = await self._from_api(digest, artifact_type) or []
-        elif self._has_api is None:
-            entries = await self._from_either(digest, artifact_type)
-        else:
-            entries = await self._from_tag(digest)
-        return of_type(entries, artifact_type)
+        """Of the first server that has some: a mirror may have an image without its referrers.
 
-    async def _from_either(self, digest: str, artifact_type: str) -> list[Descriptor]:
+        Only those are asked that may say what a tag stands for: an index is trusted as a tag is.
+        """
+        errors: list[OriginError] = []
+        order = in_order(self._able("resolve"))
+        for number, client in enumerate(order):
+            waits = waits_for(client, self._timeout, others=number + 1 < len(order))
+            asked = client.hasty(waits) if waits.others else client
+            try:
+                entries = of_type(
+                    await self._referrers(asked, digest, artifact_type), artifact_type
+                )
+            except OriginError as error:
+                errors.append(error)
+                continue
+            if entries:
+                return entries
+        if len(errors) == len(order):
+            raise worst_of(errors)
+        return []
+
+    async def _referrers(
+        self, client: RegistryClient, digest: str, artifact_type: str
+    ) -> list[Descriptor]:
+        """By the referrers API, or by the tag where there is none; the first time both at once."""
+        match self._has_api.get(client.server):
+            case True:
+                return await self._from_api(client, digest, artifact_type) or []
+            case False:
+                return await self._from_tag(client, digest)
+            case None:
+                return await self._from_either(client, digest, artifact_type)
+
+    async def _from_either(
+        self, client: RegistryClient, digest: str, artifact_type: str
+    ) -> list[Descriptor]:
         """What the API says, if there is one: then the tag does not count (spec)."""
         api, tag = await asyncio.gather(
-            self._from_api(digest, artifact_type), self._from_tag(digest), return_exceptions=True
+            self._from_api(client, digest, artifact_type),
+            self._from_tag(client, digest),
+            return_exceptions=True,
         )
         if isinstance(api, BaseException):
             raise api
-        self._has_api = api is not None
+        self._has_api[client.server] = api is not None
         if api is not None:
             return api
         if isinstance(tag, BaseException):
             raise tag
         return tag
 
-    async def _from_api(self, digest: str, artifact_type: str) -> list[Descriptor] | None:
+    async def _from_api(
+        self, client: RegistryClient, digest: str, artifact_type: str
+    ) -> list[Descriptor] | None:
         """All pages of the API's answer; None if the registry has no such API."""
-        wanted = self._repository.referrers(digest, artifact_type)
+        wanted = client.repository.referrers(digest, artifact_type)
         found: list[Descriptor] = []
         for _ in range(_MAX_PAGES):
             try:
-                answer = await self._client.fetch(wanted, MAX_MANIFEST)
+                answer = await client.fetch(wanted, MAX_MANIFEST)
             except OriginError as exc:
                 if exc.errno == errno.EACCES:  # Harbor 2.7 answers 401; the tag says what holds
                     return None
@@ -145,20 +217,20 @@ class RegistrySource(ImageSource):
             found += self._entries(answer.body)
             if (link := next_link(answer.headers)) is None:
                 return found
-            wanted = self._repository.referrers_page(digest, self._own_url(wanted.url, link))
+            wanted = client.repository.referrers_page(digest, self._own_url(wanted.url, link))
         raise OriginError.of(str(self), f"the referrers of {digest} have no end")
 
-    async def _from_tag(self, digest: str) -> list[Descriptor]:
+    async def _from_tag(self, client: RegistryClient, digest: str) -> list[Descriptor]:
         """What the tag lists. What is no index lists nothing (spec, "Listing Referrers")."""
         try:
-            return self._entries(await self._tagged(digest))
+            return self._entries(await self._tagged(client, digest))
         except NoIndex:
             return []
 
-    async def _tagged(self, digest: str) -> bytes:
+    async def _tagged(self, client: RegistryClient, digest: str) -> bytes:
         """The index under the referrers tag of `digest`; an empty one if there is none."""
-        wanted = self._repository.manifest(referrers_tag(digest), optional=True)
-        answer = await self._client.fetch(wanted, MAX_MANIFEST)
+        wanted = client.repository.manifest(referrers_tag(digest), optional=True)
+        answer = await client.fetch(wanted, MAX_MANIFEST)
         told = answer.headers.get("docker-content-digest", "")
         if answer.status == 200 and is_digest(told):
             check_digest(str(self), answer.body, told)  # what was cut off would list nothing
@@ -191,29 +263,30 @@ class RegistrySource(ImageSource):
         annotations: Mapping[str, str] | None = None,
     ) -> Descriptor:
         """Blobs, manifest, and where the registry does not do it itself the referrers tag."""
+        client = self._able("push")[0]
         artifact = make_artifact(subject, artifact_type, blobs, annotations)
-        await each(self._push_blob(of.digest, data) for of, data in artifact.blobs)
+        await each(self._push_blob(client, of.digest, data) for of, data in artifact.blobs)
         descriptor = artifact.descriptor
-        wanted = self._repository.put_manifest(descriptor.digest, descriptor, artifact.manifest)
-        answer = await self._client.fetch(wanted, MAX_MANIFEST, actions=_PUSH)
+        wanted = client.repository.put_manifest(descriptor.digest, descriptor, artifact.manifest)
+        answer = await client.fetch(wanted, MAX_MANIFEST, actions=_PUSH)
         # The header says that the registry knows what a subject is (spec, "Pushing Manifests with
         # Subject").
         if answer.headers.get("oci-subject") != subject.digest:
             async with self._listing:
-                await self._list(subject.digest, artifact)
+                await self._list(client, subject.digest, artifact)
         return descriptor
 
-    async def _push_blob(self, digest: str, data: bytes) -> None:
-        there = await self._client.fetch(self._repository.has_blob(digest), 0, actions=_PUSH)
+    async def _push_blob(self, client: RegistryClient, digest: str, data: bytes) -> None:
+        there = await client.fetch(client.repository.has_blob(digest), 0, actions=_PUSH)
         if there.status != 404:
             return
-        start = self._repository.start_upload(digest)
-        opened = await self._client.fetch(start, MAX_MANIFEST, actions=_PUSH)
+        start = client.repository.start_upload(digest)
+        opened = await client.fetch(start, MAX_MANIFEST, actions=_PUSH)
         location = self._own_url(start.url, opened.headers.get("location", ""))
-        upload = self._repository.upload(location, digest, data)
-        await self._client.fetch(upload, MAX_MANIFEST, actions=_PUSH)
+        upload = client.repository.upload(location, digest, data)
+        await client.fetch(upload, MAX_MANIFEST, actions=_PUSH)
 
-    async def _list(self, digest: str, artifact: Artifact) -> None:
+    async def _list(self, client: RegistryClient, digest: str, artifact: Artifact) -> None:
         """Add to the index under the referrers tag.
 
         Registries have no compare and swap: another's write between our read and ours is lost, as
@@ -221,13 +294,13 @@ class RegistrySource(ImageSource):
         """
         tag = referrers_tag(digest)
         for _ in range(_TAG_ATTEMPTS):
-            listed = await self._tagged(digest)
+            listed = await self._tagged(client, digest)
             self._entries(listed)  # nothing is added to what is no index
             data = with_entry(listed, artifact.descriptor)
             if data is None:
                 return
             index = Descriptor(media_type=OCI_INDEX, digest=digest_of(data), size=len(data))
-            wanted = self._repository.put_manifest(tag, index, data)
-            await self._client.fetch(wanted, MAX_MANIFEST, actions=_PUSH)
+            wanted = client.repository.put_manifest(tag, index, data)
+            await client.fetch(wanted, MAX_MANIFEST, actions=_PUSH)
         cause = f"the tag {tag} is written by others all the time: push again later"
         raise OriginError.of(str(self), cause, retry=True)

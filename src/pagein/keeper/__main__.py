@@ -24,6 +24,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--front-end", choices=("fuse", "kernel"), default="fuse")
     parser.add_argument("--device", help="the kernel's, for the front end `kernel`")
     parser.add_argument("--timeout", type=float, default=30.0)
+    parser.add_argument("--fail-after", type=float, default=30.0)
     parser.add_argument("--linger", type=float, default=3.0)
     parser.add_argument("--daemon-user", default="nobody")
     parser.add_argument("--no-daemon", action="store_true")

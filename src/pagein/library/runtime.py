@@ -165,9 +165,11 @@ class Runtime:
 
     def _session_for(self, source: str) -> Any:
         if self._session is None and is_url(source):
-            from pagein.origins.http import new_session
+            from pagein.origins.health import FAIL_AFTER
+            from pagein.origins.session import Session
 
-            self._session = new_session()
+            # No read ends before its own deadline.
+            self._session = Session(fail_after=max(FAIL_AFTER, self.timeout))
         return self._session
 
     async def _origin(self, volume: bytes, cookie: bytes) -> Origin:
@@ -200,7 +202,7 @@ class Runtime:
             identity = await resolve(source, timeout=self.timeout, session=session)
         except OriginError as problem:
             known = None
-            if problem.retry:
+            if problem.temporary:
                 known = await self.loop.run_in_executor(None, self._records.latest, source)
             if known is None:
                 raise

@@ -6,6 +6,7 @@ import errno
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
+from typing import Self
 
 STREAM_PIECE = 1 << 20
 """Bytes of one piece of the default `Origin.stream`."""
@@ -33,19 +34,55 @@ class OriginError(OSError):
 
     retry: bool
 
-    def __init__(self, errno_: int, message: str, *, retry: bool = False) -> None:
+    after: float | None
+    """Seconds after which the server wants to be asked again, if it said so."""
+
+    cause: str
+    """The line without the source."""
+
+    def __init__(
+        self,
+        errno_: int,
+        message: str,
+        *,
+        retry: bool = False,
+        after: float | None = None,
+        cause: str = "",
+    ) -> None:
         super().__init__(errno_, message)
         self.retry = retry
+        self.after = after
+        self.cause = cause or message
 
     def __str__(self) -> str:
         return str(self.args[1])
 
+    @property
+    def temporary(self) -> bool:
+        """Whether it may be over another day: until then what is known of the source has to do."""
+        return self.retry
+
     @classmethod
     def of(
-        cls, source: str, cause: str, *, errno: int = errno.EIO, retry: bool = False
-    ) -> OriginError:
+        cls,
+        source: str,
+        cause: str,
+        *,
+        errno: int = errno.EIO,
+        retry: bool = False,
+        after: float | None = None,
+    ) -> Self:
         """The error for `source`, which is redacted here so that no caller can forget it."""
-        return cls(errno, f"{redact(source)}: {cause}", retry=retry)
+        return cls(errno, f"{redact(source)}: {cause}", retry=retry, after=after, cause=cause)
+
+
+class HostDown(OriginError):
+    """A server has not answered for so long that it is not asked: reads fail fast."""
+
+    @property
+    def temporary(self) -> bool:
+        """Servers come back."""
+        return True
 
 
 def check_range(source: str, offset: int, length: int, size: int) -> None:
@@ -95,9 +132,12 @@ class Origin(ABC):
         """What errors and the log call it; without passwords."""
         return type(self).__name__
 
-    def forget(self) -> None:
-        """Something that this gave was wrong: what is asked again is to come from its source."""
-        return None
+    def forget(self) -> bool:
+        """Something that this gave was wrong: what is asked again is to come from its source.
+
+        Returns whether somebody else will be asked than whoever gave it.
+        """
+        return False
 
     async def around(self, start: int, end: int) -> tuple[int, int]:
         """What is at hand once [start, end) is: a range in bytes that holds it.

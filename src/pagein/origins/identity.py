@@ -18,7 +18,7 @@ import msgspec
 from pagein.origins.base import Origin, OriginError, redact
 
 if TYPE_CHECKING:
-    import aiohttp
+    from pagein.origins.session import Session
 
 _KEY_VERSION = "pagein identity 1"
 _PASSWORD = re.compile(r"^([a-z]+://[^/?#:]*):[^/?#]*@", re.IGNORECASE)
@@ -35,6 +35,8 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     etag: str | None = None
     last_modified: str | None = None
+    mirrors: tuple[str, ...] = ()
+    """URLs of copies, which are asked before the source itself; no part of what it is."""
 
     def __post_init__(self) -> None:
         if self.size <= 0:
@@ -78,9 +80,7 @@ def is_url(source: str) -> bool:
     )
 
 
-async def resolve(
-    source: str, *, timeout: float, session: aiohttp.ClientSession | None = None
-) -> Identity:
+async def resolve(source: str, *, timeout: float, session: Session | None = None) -> Identity:
     """Find out size and validators of an http(s) URL or an absolute path, within `timeout` s.
 
     OriginError when it is missing, unreadable, empty, not a regular file, or on a server that
@@ -95,9 +95,7 @@ async def resolve(
     return await resolve_file(source, timeout=timeout)
 
 
-def open_origin(
-    identity: Identity, *, timeout: float, session: aiohttp.ClientSession | None = None
-) -> Origin:
+def open_origin(identity: Identity, *, timeout: float, session: Session | None = None) -> Origin:
     """The origin of `identity`; each of its requests ends within `timeout` seconds.
 
     Nothing is opened yet. An http origin uses `session`, which its owner closes; without one it

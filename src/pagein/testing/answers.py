@@ -7,6 +7,7 @@ import gzip
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import formatdate
 from pathlib import Path
 from typing import Literal
 
@@ -27,11 +28,15 @@ FaultKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What one answer does wrong. `after`: bytes of the body sent before it happens."""
+    """What one answer does wrong. `after`: bytes of the body sent before it happens.
+
+    `retry_after`: seconds, or a date, that a `status` asks for.
+    """
 
     kind: FaultKind
     code: int = 500
     after: int | None = None
+    retry_after: str | None = None
 
 
 @dataclass(slots=True)
@@ -135,6 +140,8 @@ def _other_bytes(answer: Answer) -> None:
 
 def _status(answer: Answer, fault: Fault, size: int) -> None:
     answer.status, answer.headers, answer.end = fault.code, {"Content-Length": "0"}, answer.start
+    if fault.retry_after is not None:
+        answer.headers |= {"Retry-After": fault.retry_after, "Date": formatdate(usegmt=True)}
 
 
 def _ignore_range(answer: Answer, fault: Fault, size: int) -> None:

@@ -21,6 +21,7 @@ from pagein.images.layers.tarbytes import WHOLE, Run, TarBytes
 from pagein.origins.base import Origin, OriginError, check_range
 
 _BATCH = 1 << 20  # bytes put together at a time
+_TRIES = 8  # to get right bytes: as many mirrors as anybody may have
 
 
 Part = tuple[int, memoryview]
@@ -131,9 +132,11 @@ class LayerOrigin(Origin):
     ) -> AsyncGenerator[Part, None]:
         """[start, end) of the blob, whole chunks, verified, as they come; else LayerError.
 
-        From the first chunk on that is wrong, everything is fetched once more.
+        From the first chunk on that is wrong, everything is fetched once more, and again while
+        there is somebody else to ask.
         """
-        for last_try in (False, True):
+        last_try, tries = False, 0
+        while True:
             pieces = await asyncio.to_thread(self._pieces, start, end)
             try:
                 async with aclosing(self._chunks(start, end, pieces, until, run)) as found:
@@ -145,7 +148,8 @@ class LayerOrigin(Origin):
                 if last_try or not pieces:
                     raise
             self._tar.forget(pieces[0].position, pieces[-1].position + pieces[-1].length)
-            self._origin.forget()
+            tries += 1
+            last_try = not self._origin.forget() or tries == _TRIES
             await run.aclose()
 
     async def _chunks(
