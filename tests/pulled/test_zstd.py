@@ -13,7 +13,7 @@ from tests.pulled.rig import good, link_to, user
 
 pytestmark = pytest.mark.root
 
-SIZE = 24 << 20
+SIZE = 36 << 20
 
 
 def test_a_frame_is_read_in_its_middle(
@@ -36,5 +36,5 @@ def test_a_frame_is_read_in_its_middle(
         for name, size, offset in members:
             assert (pagein.target / name).read_bytes() == content[offset : offset + size]
         everything = link.ask("counters")["bytes_down"] - before
-        assert 0 < first <= everything // 2
+        assert 0 < first <= everything // 2  # of five spans or so it may lie in two
         pagein.umount()
