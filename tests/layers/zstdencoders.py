@@ -66,34 +66,39 @@ def flushed(given: zstandard.ZstdCompressionParameters | int, sizes: list[int]) 
     return encode
 
 
+def image_of(data: bytes, plain: Path) -> None:
+    """An image of one layer, a tar, as a directory that skopeo knows as dir:."""
+    plain.mkdir(parents=True)
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [sha256(data)]},
+    }
+    named = {}
+    for kind, content in (
+        ("image.config.v1+json", json.dumps(config).encode()),
+        ("image.layer.v1.tar", data),
+    ):
+        digest = sha256(content)
+        (plain / digest.partition(":")[2]).write_bytes(content)
+        media_type = f"application/vnd.oci.{kind}"
+        named[kind] = {"mediaType": media_type, "digest": digest, "size": len(content)}
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": named["image.config.v1+json"],
+        "layers": [named["image.layer.v1.tar"]],
+    }
+    (plain / "manifest.json").write_text(json.dumps(manifest))
+    (plain / "version").write_text("Directory Transport Version: 1.1\n")
+
+
 def by_skopeo(directory: Path) -> Encode:
     """skopeo, which has Go's klauspost/compress: a layer pushed to a directory as zstd."""
 
     def encode(data: bytes) -> bytes:
         plain, packed = directory / "plain", directory / "packed"
-        plain.mkdir(parents=True)
-        config = {
-            "architecture": "amd64",
-            "os": "linux",
-            "rootfs": {"type": "layers", "diff_ids": [sha256(data)]},
-        }
-        named = {}
-        for kind, content in (
-            ("image.config.v1+json", json.dumps(config).encode()),
-            ("image.layer.v1.tar", data),
-        ):
-            digest = sha256(content)
-            (plain / digest.partition(":")[2]).write_bytes(content)
-            media_type = f"application/vnd.oci.{kind}"
-            named[kind] = {"mediaType": media_type, "digest": digest, "size": len(content)}
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": named["image.config.v1+json"],
-            "layers": [named["image.layer.v1.tar"]],
-        }
-        (plain / "manifest.json").write_text(json.dumps(manifest))
-        (plain / "version").write_text("Directory Transport Version: 1.1\n")
+        image_of(data, plain)
         command = ["skopeo", "--insecure-policy", "copy", "--quiet", "--dest-compress"]
         command += ["--dest-compress-format", "zstd", f"dir:{plain}", f"dir:{packed}"]
         subprocess.run(command, check=True, timeout=DEADLINE, capture_output=True)
