@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import hashlib
 import random
+from array import array
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,13 @@ from tests.layers.rig import Bytes, member, tar_of
 from tests.toc.rig import Opened
 from tests.toc.writers import Document, Options, estargz, zstd_chunked
 
+from pagein.images.layers import format as layout
 from pagein.images.layers.chunks import MAX_CHUNK, Chunk, ChunkDecoder, pack, unpack
 from pagein.images.layers.errors import LayerError
+from pagein.images.layers.format import Compression, Header, Layer
 from pagein.images.layers.gzip import GzipDecoder
 from pagein.images.layers.index import Index
+from pagein.images.layers.indexwriter import write
 from pagein.images.layers.read import LayerOrigin
 from pagein.images.toc.makeindex import GROUP
 
@@ -196,3 +200,33 @@ def test_points_that_cannot_be(content: bytes) -> None:
     assert unpack(pack(10, GOOD)) == (10, GOOD)
     with pytest.raises(LayerError):
         unpack(content)
+
+
+@pytest.mark.parametrize(
+    ("bit", "size", "end", "said"),
+    [
+        (40, 11, 10, "not of the size that it should be"),
+        (48, 1, 10, "not within the layer"),
+        (40, 1, 101, "not within the layer"),
+        (40, 1, 5, "chunks out of order"),
+    ],
+)
+def test_points_that_do_not_fit(bit: int, size: int, end: int, said: str, tmp_path: Path) -> None:
+    content = bit.to_bytes(8, "little") + pack(end, GOOD[:1])
+    nothing = array("Q"), array("Q"), array("Q")
+    layer = Layer("sha256:" + "0" * 64, 100, "", "")
+    with (tmp_path / "index").open("w+b") as out:
+        write(
+            out,
+            Header(layer, Compression.GZIP_CHUNKS, 0, size, 0, 0, 65536),
+            metadata=[],
+            extents=nothing,
+            points=[layout.pack(0, content)],
+            digests=b"",
+            implied=[],
+        )
+    with (
+        Index(tmp_path / "index") as index,
+        pytest.raises(LayerError, match=f"point 0 of the index: {said}"),
+    ):
+        index.place(0)
