@@ -23,7 +23,7 @@ from pagein.images.layers.read import LayerOrigin
 from pagein.images.layers.zstd import ZstdDecoder, ZstdUnpacker, state, unpacker
 from pagein.images.layers.zstd.patch import Splice
 
-EACH = 10.0  # seconds: a hang, not a measure
+EACH = 60.0  # seconds: a hang, not a measure
 WINDOW = 16 << 10
 
 

@@ -159,7 +159,8 @@ def test_a_runtime_ends_while_others_open(web: WebServer, cache: str) -> None:
 
 
 INTERRUPTED = """
-import sys, pagein
+import signal, sys, pagein
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs with &
 file = pagein.open(sys.argv[1], cache=sys.argv[2], timeout=100)
 print("ready", flush=True)
 try:

@@ -197,6 +197,18 @@ def test_a_dead_mount_that_is_only_in_use_is_in_the_way_too(
     place.end()
 
 
+def serves(place: Served, readers: list[subprocess.Popen[str]]) -> bool:
+    """Whether the daemon has taken up what is read; or runs, if all has been read."""
+    if anonymous_fds(place.pid(USER_HALF)):
+        return True
+    if any(each.poll() is None for each in readers):
+        return False
+    try:
+        return bool(place.ask({"op": "status"})["ok"])
+    except OSError:
+        return False
+
+
 def kill_under_readers(
     place: Served, server: WebServer, image: Image, packed: Path, draw: random.Random, name: str
 ) -> int:
@@ -211,12 +223,15 @@ def kill_under_readers(
     fds = all_fds(keeper)
     server.rate = sum(path.stat().st_size for path in files.values()) / 60
     readers = [reader(target) for target in targets * 2]
-    busy = 0
+    busy, early = 0, False
     for number in range(KILLS):
-        wait_for(lambda: anonymous_fds(place.pid(USER_HALF)) or draw.random() < 0.1)
+        # Now and then it has hardly begun; but one that never comes to serve is given up.
+        early = not early and draw.random() < 0.25
+        if not early:
+            wait_for(lambda: serves(place, readers))
         time.sleep(draw.uniform(0.0, 0.4))
         reading = any(each.poll() is None for each in readers)
-        assert place.kill()
+        assert wait_for(place.kill), place.log()
         busy += reading
         if number % 5 == 0:
             drop_caches()

@@ -6,6 +6,7 @@ import tarfile
 import time
 from pathlib import Path
 
+from tests.ending import killed
 from tests.images.processes import need, skopeo_copy
 
 KINDS = {"estargz": "--estargz", "zstd": "--zstdchunked"}
@@ -13,7 +14,7 @@ _NOT_NEEDED = (
     "grpc.v1.cri",
     *(f"snapshotter.v1.{n}" for n in ("aufs", "btrfs", "devmapper", "zfs")),
 )
-_PATIENCE = 60.0
+_PATIENCE = 200.0
 
 
 def converted(layout: Path, directory: Path) -> dict[str, Path]:
@@ -33,13 +34,13 @@ def converted(layout: Path, directory: Path) -> dict[str, Path]:
     program = need("containerd")
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen([program, "--config", str(config)], stdout=log, stderr=log)
-    try:
+    with killed(process):
         _wait(directory, process)
         _ctr(directory, "images", "import", "--no-unpack", "--base-name", "app", archive)
-        return {kind: _convert(directory, kind) for kind in KINDS}
-    finally:
+        made = {kind: _convert(directory, kind) for kind in KINDS}
         process.terminate()
         process.wait(timeout=_PATIENCE)
+    return made
 
 
 def by_skopeo(layout: Path, directory: Path) -> Path:
