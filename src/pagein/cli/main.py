@@ -29,6 +29,7 @@ COMMANDS = (
     "images",
     "index",
     "trace",
+    "seekable",
     "cull",
     "daemon",
     "device",

@@ -81,6 +81,10 @@ class FileOrigin(Origin):
 
     async def close(self) -> None:
         """Close the file, once reads that still run in a thread have ended."""
+        self.close_now()
+
+    def close_now(self) -> None:
+        """The same, without a loop."""
         self._file.close()
 
     def _pread(self, offset: int, length: int) -> bytes:

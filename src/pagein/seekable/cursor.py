@@ -1,0 +1,100 @@
+"""A decoder that stands in the middle of a file, and can go on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pagein.images.layers.errors import LayerError
+from pagein.images.layers.format import Compression
+from pagein.images.layers.gzip import GzipDecoder
+from pagein.images.layers.zstd import ZstdDecoder
+from pagein.seekable.index import CHUNK, FileIndex
+from pagein.seekable.sources import Source
+
+_FIRST, _AHEAD = 1 << 20, 8 << 20
+"""Bytes that a reader who goes on gets fetched at once from a server, beyond what it asked for:
+at first, and after some doublings."""
+
+
+class Cursor:
+    """Gives the chunks of the content one after the other, from a point on. Not verified.
+
+    For one thread at a time.
+    """
+
+    def __init__(self, index: FileIndex, source: Source, number: int) -> None:
+        """Stand at point `number`; nothing is read yet."""
+        place = index.place(number)
+        gzip = index.compression is Compression.GZIP
+        self._decoder = GzipDecoder(place.point) if gzip else ZstdDecoder(place.point)
+        self._index = index
+        self._source = source
+        self._at = place.start  # what of the file comes next
+        self._span = number  # the last one that is asked for
+        self._ahead = 0
+        self._pieces: Iterator[bytes] = iter(())
+        self._parts: list[memoryview] = []  # of content, decoded and not given out
+        self._have = 0  # bytes of them
+        self.chunk = -(-place.point.out // CHUNK)
+        """Number of the chunk that comes next."""
+        self._drop = self.chunk * CHUNK - place.point.out  # bytes of a chunk that began before
+
+    def next(self, end: int) -> bytes:
+        """The next chunk. `end` is where in the file that ends which is wanted of a server now.
+
+        OSError as the source; LayerError when what it gives cannot be decoded.
+        """
+        size = min(CHUNK, self._index.size - self.chunk * CHUNK)
+        wanted = self._drop + size
+        while self._have < wanted:
+            self._take(self._more(end))
+        while self._drop:
+            self._drop -= len(self._cut(self._drop))
+        parts = []
+        while size:
+            parts.append(self._cut(size))
+            size -= len(parts[-1])
+        self.chunk += 1
+        return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+
+    def _take(self, piece: bytes) -> None:
+        self._parts.append(memoryview(piece))
+        self._have += len(piece)
+
+    def _cut(self, most: int) -> memoryview:
+        """Up to so many of the bytes that come next."""
+        part = self._parts[0]
+        if len(part) <= most:
+            del self._parts[0]
+        else:
+            self._parts[0], part = part[most:], part[:most]
+        self._have -= len(part)
+        return part
+
+    def _more(self, end: int) -> bytes:
+        while True:
+            piece = next(self._pieces, None)
+            if piece is not None:
+                return piece
+            data = self._fetch(end)
+            self._at += len(data)
+            self._pieces = self._decoder.feed(data)
+
+    def _fetch(self, end: int) -> bytes:
+        """Of a file on this machine a little; of a server whole spans, more for who reads on."""
+        until = self._index.packed_size
+        if self._source.remote:
+            until, self._ahead = self._end_of_span(end), min(2 * self._ahead or _FIRST, _AHEAD)
+        length = min(self._source.step, until - self._at)
+        if length <= 0:
+            raise LayerError("it ends before the content that its index describes")
+        return self._source.read(self._at, length)
+
+    def _end_of_span(self, end: int) -> int:
+        """The end of the span that has the last byte before `end`, or of one further ahead."""
+        wanted = max(end, self._at + max(self._ahead, 1))
+        while (found := self._index.place(self._span).end) < wanted:
+            if self._span + 1 == self._index.points:
+                break
+            self._span += 1
+        return found
