@@ -17,7 +17,7 @@ from typing import Final
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression
 from pagein.seekable.cursor import Cursor
-from pagein.seekable.errors import SeekableError, told_of
+from pagein.seekable.errors import SeekableError, check_library, told_of
 from pagein.seekable.index import CHUNK, FileIndex
 from pagein.seekable.sources import Source
 
@@ -35,7 +35,8 @@ class Content:
     """The content of `source`, which it closes, and so the index. Safe for threads."""
 
     def __init__(self, index: FileIndex, source: Source, memory: int = MEMORY) -> None:
-        """Keep up to `memory` bytes of decoded chunks."""
+        """Keep up to `memory` bytes of decoded chunks; SeekableError if a library is missing."""
+        check_library(source.name, index.compression)
         self.index = index
         self.source = source
         self.size = index.size

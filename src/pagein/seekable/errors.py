@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from pagein.images.layers.errors import LayerError
+from pagein.images.layers.format import Compression
 
 
 class SeekableError(OSError):
@@ -25,6 +27,13 @@ class BadIndex(SeekableError):
 
 class NoIndex(SeekableError):
     """There is no index, and none was to be built."""
+
+
+def check_library(name: str, compression: Compression) -> None:
+    """SeekableError if what decodes the file called `name` is not installed."""
+    if compression is Compression.ZSTD and find_spec("zstandard") is None:
+        text = "zstd needs the package zstandard: pip install 'pagein[oci]'"
+        raise SeekableError(f"{name}: {text}", errno.EOPNOTSUPP)
 
 
 @contextmanager

@@ -24,7 +24,8 @@ from pagein.seekable.sources import Source
 CHUNK: Final = 64 << 10
 """Bytes of content that have a digest of their own."""
 
-_EDGE = 4096
+EDGE: Final = 4096
+"""Bytes at either end of a file that tell it from others."""
 _MAX_ABOUT = 64 << 10
 
 
@@ -45,12 +46,12 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
 
 def edges(head: bytes, tail: bytes) -> str:
     """The digest of both ends of a file: of so many bytes, or of all there are."""
-    return hashlib.sha256(head[:_EDGE] + tail[-_EDGE:]).hexdigest()
+    return hashlib.sha256(head[:EDGE] + tail[-EDGE:]).hexdigest()
 
 
 def edges_of(source: Source) -> str:
     """The same, of a file that can be read."""
-    length = min(_EDGE, source.size)
+    length = min(EDGE, source.size)
     return edges(source.read(0, length), source.read(source.size - length, length))
 
 
@@ -134,12 +135,15 @@ class FileIndex:
         with told_of(self.path, BadIndex):
             return self._index.chunk_digest(number)
 
-    def check(self, source: Source) -> None:
-        """BadIndex if it is not that of `source`; this looks at both ends of the file."""
+    def check(self, source: Source, *, known: bool = False) -> None:
+        """BadIndex if it is not that of `source`: by both ends of the file, unless they are `known`
+
+        to be the right ones.
+        """
         if source.size != self.packed_size:
             of, has = f"a file of {self.packed_size} bytes", f"{source.name} has {source.size}"
             raise BadIndex(f"{self.path}: the index of {of}, but {has}: build it again")
-        if source.remote and self.about.told_by(source.identity):
+        if known or (source.remote and self.about.told_by(source.identity)):
             return
         if edges_of(source) != self.about.edges:
             changed = f"{source.name} has other content than when this index was built"

@@ -13,6 +13,7 @@ import secrets
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import BinaryIO, cast
 
 import msgspec
@@ -27,8 +28,8 @@ from pagein.images.layers.point import INTERVAL, KEPT
 from pagein.images.layers.pointlist import PointList
 from pagein.images.layers.worker import Worker
 from pagein.images.layers.zstd import ZstdUnpacker
-from pagein.seekable.errors import SeekableError, told_of
-from pagein.seekable.index import CHUNK, About, edges_of
+from pagein.seekable.errors import SeekableError, check_library, told_of
+from pagein.seekable.index import CHUNK, EDGE, About, edges
 from pagein.seekable.sources import Source
 
 Progress = Callable[[int, int], None]
@@ -47,42 +48,48 @@ def write_index(
 
 
 def _write(source: Source, out: BinaryIO, interval: int, progress: Progress | None) -> None:
-    about = About(
-        name=os.path.basename(source.name),
-        etag=source.identity.etag,
-        last_modified=source.identity.last_modified,
-        edges=edges_of(source),
-    )
-    compression = compression_of(source.read(0, min(HEAD, source.size)))
-    points, content = PointList(), _Content()
-    packed = hashlib.sha256()
-    hashing = Worker("file digest", packed.update, KEPT)
-    unpacker = _unpacker(compression, content, points, interval)
+    stream = source.stream()
     try:
-        done = 0
-        for piece in source.stream():
-            hashing.submit(piece)
-            unpacker.feed(piece)
-            done += len(piece)
-            if progress is not None:
-                progress(done, source.size)
-        unpacker.finish()
-        hashing.finish()
-        content.finish()
+        first = b""
+        while len(first) < min(HEAD, source.size):
+            first += next(stream)
+        compression = compression_of(first)
+        check_library(source.name, compression)
+        packed, content, points = _Packed(), _Content(), PointList()
+        unpacker = _unpacker(compression, content, points, interval)
+        try:
+            for piece in chain([first], stream):
+                packed.take(piece)
+                unpacker.feed(piece)
+                if progress is not None:
+                    progress(packed.size, source.size)
+            for each in (unpacker, packed, content):
+                each.finish()
+        finally:
+            for each in (unpacker, packed, content):
+                each.close()
     finally:
-        for each in (unpacker, hashing, content):
-            each.close()
-    layer = Layer(f"sha256:{packed.hexdigest()}", source.size, "", "")
+        stream.close()
     nothing: array[int] = array("Q")
+    layer = Layer(f"sha256:{packed.digest.hexdigest()}", source.size, "", "")
     indexwriter.write(
         out,
         Header(layer, compression, 0, content.size, content.size, 0, CHUNK),
-        metadata=[msgspec.json.encode(about)],
+        metadata=[msgspec.json.encode(_about(source, packed))],
         extents=(nothing, nothing, nothing),
         points=points.blocks(source.size),
         digests=content.digests,
         implied=[],
         magic=layout.FILE_MAGIC,
+    )
+
+
+def _about(source: Source, packed: _Packed) -> About:
+    return About(
+        name=os.path.basename(source.name),
+        etag=source.identity.etag,
+        last_modified=source.identity.last_modified,
+        edges=edges(packed.head, packed.tail),
     )
 
 
@@ -96,6 +103,25 @@ def _unpacker(
             return ZstdUnpacker(content.take, points.add)
         case Compression.NONE:
             raise LayerError("neither a gzip nor a zstd file")
+
+
+class _Packed:
+    """What came of the file, hashed in a thread."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.head = self.tail = b""
+        """Its first and its last bytes, as many as `edges` wants."""
+        self.digest = hashlib.sha256()
+        self._worker = Worker("file digest", self.digest.update, KEPT)
+        self.finish, self.close = self._worker.finish, self._worker.close
+
+    def take(self, piece: bytes) -> None:
+        self._worker.submit(piece)
+        self.size += len(piece)
+        if len(self.head) < EDGE:
+            self.head = (self.head + piece)[:EDGE]
+        self.tail = (self.tail + piece[-EDGE:])[-EDGE:]
 
 
 class _Content:

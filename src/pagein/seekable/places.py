@@ -94,7 +94,9 @@ def _usable(path: str, source: Source, *, mine: bool = False) -> FileIndex | Non
             return None
         raise
     try:
-        index.check(source)
+        # The name of one in the cache tells which file it is of, if the source has validators.
+        identity = source.identity
+        index.check(source, known=mine and any((identity.etag, identity.last_modified)))
         if mine:
             with suppress(OSError):
                 os.utime(path)

@@ -10,7 +10,7 @@ import asyncio
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
 from typing import Any, Final, TypeVar
@@ -56,7 +56,7 @@ class Source(ABC):
         """Exactly these bytes, or OSError."""
 
     @abstractmethod
-    def stream(self) -> Iterator[bytes]:
+    def stream(self) -> Generator[bytes, None, None]:
         """All of it, once, in pieces; a reader that leaves before the end closes the iterator."""
 
     @abstractmethod
@@ -91,7 +91,7 @@ class FileSource(Source):
         """Blocks for the disk; OriginError when the file is not what it was."""
         return self._origin.pread(offset, length)
 
-    def stream(self) -> Iterator[bytes]:
+    def stream(self) -> Generator[bytes, None, None]:
         for at in range(0, self.size, PIECE):
             yield self.read(at, min(PIECE, self.size - at))
 
@@ -128,7 +128,7 @@ class UrlSource(Source):
         async with aclosing(self._pieces(offset, length)) as pieces:
             return b"".join([piece async for piece in pieces])
 
-    def stream(self) -> Iterator[bytes]:
+    def stream(self) -> Generator[bytes, None, None]:
         pieces = self._pieces(0, self.size)
         try:
             while piece := self._call(_next(pieces)):
