@@ -44,6 +44,7 @@ def open(
     index: Path | None = None,
     cache: Path | None = None,
     memory: int = MEMORY,
+    threads: int | None = None,
     timeout: float = TIMEOUT,
     rebuild: bool = False,
     may_build: bool = True,
@@ -58,9 +59,11 @@ def open(
     which `progress` is told (bytes done, bytes of the file); with `may_build=False` NoIndex is
     raised instead. `rebuild=True` builds a new one in any case.
 
-    `memory`: bytes of decoded content that are kept. `timeout`: seconds of each wait for a server.
-    `interval`: bytes of content between two points of a gzip file, if an index is built; half of
-    it is what a random read decodes in vain, and half of it doubles the index.
+    `memory`: bytes of decoded content that are kept. `threads`: how many decode ahead of who reads
+    on and on; by default as many as there are processors, for URLs none. `timeout`: seconds of
+    each wait for a server. `interval`: bytes of content between two points of a gzip file, if an
+    index is built; half of it is what a random read decodes in vain, and half of it doubles the
+    index.
 
     Raises OSError: BadIndex for an index that is damaged or of another file, SeekableError for a
     file that is damaged or neither gzip nor zstd, pagein.OriginError for one that cannot be read.
@@ -69,12 +72,13 @@ def open(
         "index": _path(index),
         "cache": None if cache is None else os.path.abspath(cache),
         "memory": memory,
+        "threads": threads,
         "timeout": timeout,
         "may_build": may_build,
         "interval": interval,
     }
-    if memory < 0 or interval < 1:
-        raise ValueError("memory must not be negative, and interval be positive")
+    if memory < 0 or interval < 1 or (threads is not None and threads < 0):
+        raise ValueError("memory and threads must not be negative, and interval be positive")
     found = open_source(source, timeout)
     try:
         about = obtain(
@@ -87,7 +91,7 @@ def open(
             timeout=timeout,
             progress=progress,
         )
-        return SeekableFile(Content(about, found, memory), options)
+        return SeekableFile(Content(about, found, memory, threads), options)
     except BaseException:
         found.close()
         raise

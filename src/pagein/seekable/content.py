@@ -12,10 +12,12 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Final
 
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression
+from pagein.seekable.ahead import Ahead
 from pagein.seekable.cursor import Cursor
 from pagein.seekable.errors import SeekableError, check_library, told_of
 from pagein.seekable.index import CHUNK, FileIndex
@@ -34,14 +36,24 @@ _FOREVER = 3600.0  # seconds: whoever is waited for has deadlines of its own
 class Content:
     """The content of `source`, which it closes, and so the index. Safe for threads."""
 
-    def __init__(self, index: FileIndex, source: Source, memory: int = MEMORY) -> None:
-        """Keep up to `memory` bytes of decoded chunks; SeekableError if a library is missing."""
+    def __init__(
+        self,
+        index: FileIndex,
+        source: Source,
+        memory: int = MEMORY,
+        threads: int | None = None,
+    ) -> None:
+        """Keep up to `memory` bytes of decoded chunks; decode ahead in `threads`, see `Ahead`.
+
+        SeekableError if a library is missing.
+        """
         check_library(source.name, index.compression)
         self.index = index
         self.source = source
         self.size = index.size
         self.memory = memory
         self.closed = False
+        self._threads = 0 if source.remote else threads
         self._begin()
         _living.add(self)
 
@@ -50,6 +62,7 @@ class Content:
         self._chunks: OrderedDict[int, tuple[bytes, bool]] = OrderedDict()  # bool: verified
         self._idle: list[Cursor] = []
         self._busy: set[int] = set()  # spans that a thread decodes
+        self._ahead = Ahead(self._threads)
 
     def forked(self) -> None:
         """In a child: begin anew, since a lock may have been copied while it was held."""
@@ -62,6 +75,8 @@ class Content:
         with self._changed:
             self._chunks.clear()
             self._idle.clear()
+            self._changed.notify_all()
+        self._ahead.close()
         self.source.close()
         self.index.close()
 
@@ -71,16 +86,21 @@ class Content:
         OSError: SeekableError for bytes that are not those of the index, BadIndex for a damaged
         index, OriginError for a source that cannot be read.
         """
-        end = min(offset + len(view), self.size)
-        if end <= offset:
-            return 0
+        at = 0
+        for part in self.parts(offset, len(view)):
+            view[at : at + len(part)] = part
+            at += len(part)
+        return at
+
+    def parts(self, offset: int, length: int) -> Iterator[memoryview]:
+        """The bytes of `read_into`, as they become known."""
+        end = min(offset + length, self.size)
         last = (end - 1) // CHUNK
-        for number in range(offset // CHUNK, last + 1):
-            begin = number * CHUNK
-            data = self._verified(number, last)
-            low, high = max(offset, begin), min(end, begin + len(data))
-            view[low - offset : high - offset] = memoryview(data)[low - begin : high - begin]
-        return end - offset
+        while offset < end:
+            number, at = divmod(offset, CHUNK)
+            part = memoryview(self._verified(number, last))[at : end - number * CHUNK]
+            offset += len(part)
+            yield part
 
     # ---- one chunk
 
@@ -114,6 +134,8 @@ class Content:
         """A chunk, and whether it has been verified before. One thread decodes a span at a time."""
         span = self.index.span_of(number * CHUNK)
         with self._changed:
+            if self._ahead.reads_on(number):
+                self._decode_ahead(span)
             while True:
                 if self.closed:
                     raise ValueError("I/O operation on closed file")
@@ -162,14 +184,51 @@ class Content:
             at = cursor.chunk
             data = cursor.next(end)
             with self._changed:
-                if at not in self._chunks:
-                    self._chunks[at] = data, False
-                while len(self._chunks) * CHUNK > self.memory:
-                    self._chunks.popitem(last=False)
+                self._keep(at, data, verified=False)
                 if at == number:
                     self._idle.append(cursor)
                     del self._idle[: -_IDLE[self.index.compression]]
                     return data
+
+    def _keep(self, number: int, data: bytes, *, verified: bool) -> None:
+        if verified or number not in self._chunks:
+            self._chunks[number] = data, verified
+        while len(self._chunks) * CHUNK > self.memory:
+            self._chunks.popitem(last=False)
+
+    # ---- many chunks
+
+    def _decode_ahead(self, span: int) -> None:
+        """Have those after `span` decoded, as far as there is room for them."""
+        index, number = self.index, span + 1
+        while number < index.points:
+            size = index.begin_of(number + 1) - index.begin_of(number)
+            if number - span > self._ahead.spans(size, self.memory):
+                return
+            if number not in self._busy and -(-index.begin_of(number) // CHUNK) not in self._chunks:
+                self._busy.add(number)
+                if not self._ahead.submit(self._decode_span, number):
+                    self._busy.discard(number)
+            number += 1
+
+    def _decode_span(self, span: int) -> None:
+        """In a thread. What goes wrong, whoever reads it will meet again."""
+        try:
+            cursor = Cursor(self.index, self.source, span)
+            end = self.index.begin_of(span + 1)
+            while (number := cursor.chunk) * CHUNK < end and not self.closed:
+                data = cursor.next(0)
+                if hashlib.sha256(data).digest() != self.index.chunk_digest(number):
+                    return
+                with self._changed:
+                    self._keep(number, data, verified=True)
+                    self._changed.notify_all()
+        except (OSError, ValueError):
+            return
+        finally:
+            with self._changed:
+                self._busy.discard(span)
+                self._changed.notify_all()
 
 
 _living: weakref.WeakSet[Content] = weakref.WeakSet()

@@ -49,11 +49,6 @@ class _Raw(io.RawIOBase):
         self._at += got
         return got
 
-    def readall(self) -> bytes:
-        data = bytearray(max(0, self.content.size - self._at))
-        self.readinto(data)
-        return bytes(data)
-
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on closed file")
@@ -106,10 +101,7 @@ class SeekableFile(io.BufferedReader):
             raise ValueError("I/O operation on closed file")
         if offset < 0 or length < 0:
             raise OSError(errno.EINVAL, "negative offset or length")
-        data = bytearray(max(0, min(length, self.size - offset)))
-        with memoryview(data) as view:
-            self._content.read_into(view, offset)
-        return bytes(data)
+        return b"".join(self._content.parts(offset, length))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self._content.source.identity.source, self._options, self.tell())
