@@ -3,7 +3,8 @@
 import os
 import random
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,13 @@ HEADER = 10
 WHOLE = ("/file.gz", 0, len(PACKED))
 FIRST = ("/file.gz", 0, 1)
 """Which tells the size."""
+
+
+def wait_until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 @pytest.fixture
@@ -78,6 +86,23 @@ def test_what_was_fetched_is_not_fetched_again_by_who_reads_on(web: WebServer) -
         assert [start for start, _ in asked] == [HEADER, *(end for _, end in asked[:-1])]
         assert asked[-1][1] == len(PACKED)
         assert len(asked) <= 4
+
+
+def test_the_next_request_is_under_way_before_who_reads_on_needs_it(web: WebServer) -> None:
+    seekable.open(web.url("/file.gz"), interval=1 << 18).close()
+    with seekable.open(web.url("/file.gz")) as file:
+        web.requests.clear()
+        first, second = (file.index.place(number) for number in (0, 1))
+        asked = [("/file.gz", first.start, first.end)]
+        assert file.read(1000) == CONTENT[:1000]
+        assert web.requests == asked
+        at = second.point.out + 2 * CHUNK
+        assert file.read(at) == CONTENT[1000 : 1000 + at]
+        asked.append(("/file.gz", first.end, second.end))
+        asked.append(("/file.gz", second.end, len(PACKED)))
+        wait_until(lambda: len(web.requests) == 3)
+        assert file.read() == CONTENT[1000 + at :]
+        assert web.requests == asked
 
 
 def test_threads_that_want_the_same_ask_once(web: WebServer) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression
@@ -11,9 +11,8 @@ from pagein.images.layers.zstd import ZstdDecoder
 from pagein.seekable.index import CHUNK, FileIndex
 from pagein.seekable.sources import Source
 
-_FIRST, _AHEAD = 1 << 20, 8 << 20
-"""Bytes that a reader who goes on gets fetched at once from a server, beyond what it asked for:
-at first, and after some doublings."""
+_FIRST = 1 << 20
+"""Bytes that who reads on gets fetched from a server in advance, at first; then twice as many."""
 
 
 class Cursor:
@@ -31,7 +30,8 @@ class Cursor:
         self._source = source
         self._at = place.start  # what of the file comes next
         self._span = number  # the last one that is asked for
-        self._ahead = 0
+        self._ahead = 0  # bytes to ask for before they are wanted
+        self._coming: Callable[[], bytes] | None = None
         self._pieces: Iterator[bytes] = iter(())
         self._parts: list[memoryview] = []  # of content, decoded and not given out
         self._have = 0  # bytes of them
@@ -82,17 +82,29 @@ class Cursor:
 
     def _fetch(self, end: int) -> bytes:
         """Of a file on this machine a little; of a server whole spans, more for who reads on."""
-        until = self._index.packed_size
+        coming, self._coming = self._coming, None
+        data = coming() if coming else self._source.read(self._at, self._length(end))
         if self._source.remote:
-            until, self._ahead = self._end_of_span(end), min(2 * self._ahead or _FIRST, _AHEAD)
+            self._reads_on(self._at + len(data))
+        return data
+
+    def _length(self, end: int) -> int:
+        until = self._end_of_span(end) if self._source.remote else self._index.packed_size
         length = min(self._source.step, until - self._at)
         if length <= 0:
             raise LayerError("it ends before the content that its index describes")
-        return self._source.read(self._at, length)
+        return length
 
-    def _end_of_span(self, end: int) -> int:
-        """The end of the span that has the last byte before `end`, or of one further ahead."""
-        wanted = max(end, self._at + max(self._ahead, 1))
+    def _reads_on(self, at: int) -> None:
+        """From the second request on the next one is under way while this one is decoded."""
+        if self._ahead and at < self._index.packed_size:
+            until = self._end_of_span(at + self._ahead)
+            self._coming = self._source.begin(at, min(self._source.step, until - at))
+        self._ahead = min(2 * self._ahead or _FIRST, self._source.step)
+
+    def _end_of_span(self, wanted: int) -> int:
+        """The end of the span in which the file's byte before `wanted` is, or of one before."""
+        wanted = max(wanted, self._at + 1)
         while (found := self._index.place(self._span).end) < wanted:
             if self._span + 1 == self._index.points:
                 break

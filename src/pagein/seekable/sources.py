@@ -10,8 +10,8 @@ import asyncio
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Coroutine, Generator
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from concurrent.futures import CancelledError, Future
 from contextlib import aclosing, suppress
 from typing import Any, Final, TypeVar
 
@@ -27,6 +27,7 @@ PIECE: Final = 1 << 20
 _TRIES = 4
 _PAUSE = 0.1  # seconds before another try; twice as long before the next one
 _JOIN = 5.0
+_CLOSED = "I/O operation on closed file"
 
 
 class Source(ABC):
@@ -54,6 +55,10 @@ class Source(ABC):
     @abstractmethod
     def read(self, offset: int, length: int) -> bytes:
         """Exactly these bytes, or OSError."""
+
+    def begin(self, offset: int, length: int) -> Callable[[], bytes] | None:
+        """Have these bytes fetched; what is returned waits for them. None: that takes no time."""
+        return None
 
     @abstractmethod
     def stream(self) -> Generator[bytes, None, None]:
@@ -124,6 +129,10 @@ class UrlSource(Source):
         """One request, unless it breaks off: then what is missing is asked for again."""
         return self._call(self._read(offset, length))
 
+    def begin(self, offset: int, length: int) -> Callable[[], bytes]:
+        future = self._submit(self._read(offset, length))
+        return lambda: _result(future)
+
     async def _read(self, offset: int, length: int) -> bytes:
         async with aclosing(self._pieces(offset, length)) as pieces:
             return b"".join([piece async for piece in pieces])
@@ -162,18 +171,16 @@ class UrlSource(Source):
         return line.origin
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return _result(self._submit(work))
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         with self._lock:
             if self._closed:
                 work.close()
-                raise ValueError("I/O operation on closed file")
+                raise ValueError(_CLOSED)
             if self._line is None:
                 self._line = _Line()
-            future = self._line.submit(work)
-        try:
-            return future.result()  # each of its waits has a deadline
-        except BaseException:
-            future.cancel()
-            raise
+            return self._line.submit(work)
 
     def forked(self) -> None:
         self._lock = threading.Lock()
@@ -223,6 +230,17 @@ class _Line:
             self._loop.call_soon_threadsafe(self._stop.set)
         if threading.current_thread() is not self._thread:  # a finaliser may run there
             self._thread.join(_JOIN)
+
+
+def _result(future: Future[T]) -> T:
+    """What came of it; each of its waits has a deadline. ValueError if the source was closed."""
+    try:
+        return future.result()
+    except CancelledError:
+        raise ValueError(_CLOSED) from None
+    except BaseException:
+        future.cancel()
+        raise
 
 
 async def _stream(origin: Origin, offset: int, length: int) -> AsyncGenerator[bytes, None]:
