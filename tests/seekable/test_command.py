@@ -51,6 +51,13 @@ def test_the_index_goes_beside_the_file(pagein: Command, path: Path) -> None:
     assert os.stat(f"{path}.pgx").st_ino != before
 
 
+def test_a_name_of_any_bytes(pagein: Command, path: Path) -> None:
+    odd = path.parent / os.fsdecode(b"\xff\n.gz")
+    path.rename(odd)
+    assert os.fsencode(odd) + b"  gzip" in pagein(odd)
+    assert json.loads(pagein(odd, "--json"))["file"] == str(odd)
+
+
 def test_a_range_comes_as_it_is(pagein: Command, path: Path, tmp_path: Path) -> None:
     assert pagein(path, "--offset", "1M", "--length", "70KiB") == CONTENT[1 << 20 :][: 70 << 10]
     assert pagein(path, "--offset", SIZE - 5) == CONTENT[-5:]

@@ -145,11 +145,17 @@ def _say(file: SeekableFile, as_json: bool, verified: bool) -> None:
         print(json.dumps(_facts(file.name, index, verified)))
         return
     of = f"{index.compression.name.lower()}, {human(index.packed_size)}"
-    print(f"{file.name}  {of}, {human(file.size)} of content{', verified' if verified else ''}")
+    _line(f"{file.name}  {of}, {human(file.size)} of content{', verified' if verified else ''}")
     share = f"{index.file_size / index.packed_size:.1%}"
-    print(f"{index.path}  {human(index.file_size)}, {share}, {index.points} points")
+    _line(f"{index.path}  {human(index.file_size)}, {share}, {index.points} points")
     if (widest := index.widest_span()) > _WIDE:
         print(f"two points are up to {human(widest)} apart: a read may decode as much")
+
+
+def _line(text: str) -> None:
+    """Print a line with a file name in it, whatever bytes that has."""
+    sys.stdout.buffer.write(os.fsencode(text) + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def _facts(name: str, index: FileIndex, verified: bool) -> dict[str, object]:

@@ -85,8 +85,9 @@ def _write(source: Source, out: BinaryIO, interval: int, progress: Progress | No
 
 
 def _about(source: Source, packed: _Packed) -> About:
+    name = os.path.basename(source.name).encode("utf-8", "backslashreplace").decode()
     return About(
-        name=os.path.basename(source.name),
+        name=name,
         etag=source.identity.etag,
         last_modified=source.identity.last_modified,
         edges=edges(packed.head, packed.tail),
