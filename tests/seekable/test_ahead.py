@@ -14,13 +14,14 @@ from pagein.seekable.ahead import LONG, Ahead
 from pagein.seekable.cursor import Cursor
 from pagein.seekable.index import CHUNK
 
-INTERVAL = 1 << 18
+INTERVAL = 300_000
+"""Bytes of content of a member: a point each."""
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     made = tmp_path / "file.gz"
-    made.write_bytes(KINDS["gzip"](CONTENT))
+    made.write_bytes(KINDS["members"](CONTENT))
     seekable.build(made, interval=INTERVAL)
     return made
 
@@ -46,6 +47,7 @@ def test_the_next_spans_are_there_before_they_are_read(
     with seekable.open(path, threads=2) as file:
         content, index = file._content, file.index
         assert file.read(LONG * CHUNK) == CONTENT[: LONG * CHUNK]
+        assert index.points > 8
         span = index.span_of(LONG * CHUNK - 1)
         last = (index.begin_of(span + 3) - 1) // CHUNK
         wait_until(lambda: last in content._chunks and not content._busy)
@@ -59,7 +61,7 @@ def test_the_next_spans_are_there_before_they_are_read(
         assert not mine & theirs
 
 
-@pytest.mark.parametrize("options", [{"threads": 0}, {"memory": 3 * INTERVAL}])
+@pytest.mark.parametrize("options", [{"threads": 0}, {"memory": INTERVAL}])
 def test_not_without_threads_or_room(path: Path, options: dict[str, int]) -> None:
     with seekable.open(path, **options) as file:  # type: ignore[arg-type]
         assert file.read() == CONTENT

@@ -16,6 +16,7 @@ from pagein.testing.answers import Fault
 from pagein.testing.webserver import WebServer, serve_in_thread
 
 PACKED = KINDS["gzip"](CONTENT)
+MEMBERS = KINDS["members"](CONTENT)
 FRAMES = KINDS["frames"](CONTENT)
 HEADER = 10
 """Bytes before the first deflate block, which nothing has to be read of once there is an index."""
@@ -34,7 +35,7 @@ def wait_until(done: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def files() -> dict[str, bytes | Path]:
-    return {"/file.gz": PACKED, "/file.zst": FRAMES}
+    return {"/members.gz": MEMBERS, "/file.gz": PACKED, "/file.zst": FRAMES}
 
 
 @pytest.fixture
@@ -86,6 +87,21 @@ def test_what_was_fetched_is_not_fetched_again_by_who_reads_on(web: WebServer) -
         assert [start for start, _ in asked] == [HEADER, *(end for _, end in asked[:-1])]
         assert asked[-1][1] == len(PACKED)
         assert len(asked) <= 4
+
+
+def test_all_that_was_fetched_is_kept(web: WebServer) -> None:
+    seekable.open(web.url("/members.gz"), interval=300_000).close()
+    with seekable.open(web.url("/members.gz")) as file:
+        begins = [file.index.begin_of(number) for number in range(file.index.points)]
+        assert len(begins) > 8
+        web.requests.clear()
+        for at in begins:
+            assert file.pread(10, at + CHUNK) == CONTENT[at + CHUNK : at + CHUNK + 10]
+        asked = len(web.requests)
+        assert asked == len(begins)
+        for at in begins[:-1]:
+            assert file.pread(10, at + 2 * CHUNK) == CONTENT[at + 2 * CHUNK :][:10]
+        assert len(web.requests) == asked
 
 
 def test_the_next_request_is_under_way_before_who_reads_on_needs_it(web: WebServer) -> None:

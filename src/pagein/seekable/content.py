@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final
 
 from pagein.images.layers.errors import LayerError
@@ -180,15 +181,29 @@ class Content:
                 return self._run(Cursor(self.index, self.source, span), number, end)
 
     def _run(self, cursor: Cursor, number: int, end: int) -> bytes:
-        while True:
-            at = cursor.chunk
-            data = cursor.next(end)
+        """Chunk `number`, and those that `cursor` gives before it. They are kept."""
+        data = b""
+        while cursor.chunk <= number:
+            at, data = cursor.chunk, cursor.next(end)
             with self._changed:
                 self._keep(at, data, verified=False)
-                if at == number:
-                    self._idle.append(cursor)
-                    del self._idle[: -_IDLE[self.index.compression]]
-                    return data
+        # What was right before a mistake is right, and whoever reads on will meet that.
+        with suppress(LayerError, OSError):
+            if self.source.remote:
+                self._rest(cursor, number)
+            with self._changed:
+                self._idle.append(cursor)
+                del self._idle[: -_IDLE[self.index.compression]]
+        return data
+
+    def _rest(self, cursor: Cursor, number: int) -> None:
+        """Decode the rest of the span of a chunk: it was fetched, and should not be so again."""
+        end = self.index.begin_of(self.index.span_of(number * CHUNK) + 1)
+        room = number + self.memory // (2 * CHUNK)
+        while (cursor.chunk + 1) * CHUNK <= end and cursor.chunk < room:
+            at, data = cursor.chunk, cursor.next(0)
+            with self._changed:
+                self._keep(at, data, verified=False)
 
     def _keep(self, number: int, data: bytes, *, verified: bool) -> None:
         if verified or number not in self._chunks:

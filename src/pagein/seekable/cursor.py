@@ -23,21 +23,21 @@ class Cursor:
 
     def __init__(self, index: FileIndex, source: Source, number: int) -> None:
         """Stand at point `number`; nothing is read yet."""
-        place = index.place(number)
+        point = index.point(number)
         gzip = index.compression is Compression.GZIP
-        self._decoder = GzipDecoder(place.point) if gzip else ZstdDecoder(place.point)
+        self._decoder = GzipDecoder(point) if gzip else ZstdDecoder(point)
         self._index = index
         self._source = source
-        self._at = place.start  # what of the file comes next
+        self._at = point.bit // 8  # what of the file comes next
         self._span = number  # the last one that is asked for
         self._ahead = 0  # bytes to ask for before they are wanted
         self._coming: Callable[[], bytes] | None = None
         self._pieces: Iterator[bytes] = iter(())
         self._parts: list[memoryview] = []  # of content, decoded and not given out
         self._have = 0  # bytes of them
-        self.chunk = -(-place.point.out // CHUNK)
+        self.chunk = -(-point.out // CHUNK)
         """Number of the chunk that comes next."""
-        self._drop = self.chunk * CHUNK - place.point.out  # bytes of a chunk that began before
+        self._drop = self.chunk * CHUNK - point.out  # bytes of a chunk that began before
 
     def next(self, end: int) -> bytes:
         """The next chunk. `end` is where in the file that ends which is wanted of a server now.

@@ -17,6 +17,7 @@ from pagein.images.layers import format as layout
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression
 from pagein.images.layers.index import Index, Place
+from pagein.images.layers.point import Point
 from pagein.origins.identity import Identity
 from pagein.seekable.errors import BadIndex, told_of
 from pagein.seekable.sources import Source
@@ -121,6 +122,11 @@ class FileIndex:
     def begin_of(self, number: int) -> int:
         """A point's offset in the content; for the number after the last the content's size."""
         return self._index.point_out(number)
+
+    def point(self, number: int) -> Point:
+        """A place to enter the file."""
+        with told_of(self.path, BadIndex):
+            return self._index.point(number)
 
     def place(self, number: int) -> Place:
         """A point, and what of the compressed file lies between it and the next."""
