@@ -197,10 +197,9 @@ class Content:
         return data
 
     def _rest(self, cursor: Cursor, number: int) -> None:
-        """Decode the rest of the span of a chunk: it was fetched, and should not be so again."""
-        end = self.index.begin_of(self.index.span_of(number * CHUNK) + 1)
+        """Decode the rest of what was fetched for a chunk: it should not be fetched again."""
         room = number + self.memory // (2 * CHUNK)
-        while (cursor.chunk + 1) * CHUNK <= end and cursor.chunk < room:
+        while (cursor.chunk + 1) * CHUNK <= cursor.fetched and cursor.chunk < room:
             at, data = cursor.chunk, cursor.next(0)
             with self._changed:
                 self._keep(at, data, verified=False)

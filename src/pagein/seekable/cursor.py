@@ -39,6 +39,12 @@ class Cursor:
         """Number of the chunk that comes next."""
         self._drop = self.chunk * CHUNK - point.out  # bytes of a chunk that began before
 
+    @property
+    def fetched(self) -> int:
+        """How far in the content that goes which a server has sent."""
+        whole = self._at >= self._index.place(self._span).end
+        return self._index.begin_of(self._span + 1 if whole else self._span)
+
     def next(self, end: int) -> bytes:
         """The next chunk. `end` is where in the file that ends which is wanted of a server now.
 
