@@ -224,6 +224,7 @@ class _Line:
         if self.origin is not None:
             await self.origin.close()
         await self._loop.shutdown_asyncgens()
+        await self._loop.shutdown_default_executor()  # which looked up names
 
     def close(self) -> None:
         with suppress(RuntimeError):
