@@ -165,3 +165,13 @@ def test_frames_that_need_a_dictionary_are_refused(tmp_path: Path) -> None:
     path.write_bytes(zstandard.ZstdCompressor(dict_data=trained).compress(CONTENT))
     with pytest.raises(seekable.SeekableError, match=f"{path}: .*dictionary {trained.dict_id()}"):
         seekable.open(path)
+
+
+def test_zstd_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, packed = written(tmp_path, "frame"), written(tmp_path, "gzip")
+    seekable.build(path)
+    monkeypatch.setattr("pagein.seekable.errors.find_spec", lambda name: None)
+    for options in ({}, {"rebuild": True}):
+        with pytest.raises(seekable.SeekableError, match=f"{path}: zstd needs the package"):
+            seekable.open(path, **options)  # type: ignore[arg-type]
+    seekable.open(packed).close()

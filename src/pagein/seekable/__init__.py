@@ -91,7 +91,11 @@ def open(
             timeout=timeout,
             progress=progress,
         )
-        return SeekableFile(Content(about, found, memory, threads), options)
+        try:
+            return SeekableFile(Content(about, found, memory, threads), options)
+        except BaseException:
+            about.close()
+            raise
     except BaseException:
         found.close()
         raise
