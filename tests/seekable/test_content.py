@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.seekable.files import CONTENT, KINDS, SIZE, text
 
 from pagein import seekable
+from pagein.images.layers.errors import LayerError
 from pagein.seekable.index import CHUNK
 
 
@@ -170,8 +171,12 @@ def test_frames_that_need_a_dictionary_are_refused(tmp_path: Path) -> None:
 def test_zstd_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, packed = written(tmp_path, "frame"), written(tmp_path, "gzip")
     seekable.build(path)
-    monkeypatch.setattr("pagein.seekable.errors.find_spec", lambda name: None)
+
+    def missing() -> None:
+        raise LayerError("zstd needs zstandard")
+
+    monkeypatch.setattr("pagein.images.layers.zstd.library.library", missing)
     for options in ({}, {"rebuild": True}):
-        with pytest.raises(seekable.SeekableError, match=f"{path}: zstd needs the package"):
+        with pytest.raises(seekable.SeekableError, match=f"{path}: zstd needs zstandard"):
             seekable.open(path, **options)  # type: ignore[arg-type]
     seekable.open(packed).close()

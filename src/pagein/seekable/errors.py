@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression
@@ -31,9 +30,11 @@ class NoIndex(SeekableError):
 
 def check_library(name: str, compression: Compression) -> None:
     """SeekableError if what decodes the file called `name` is not installed."""
-    if compression is Compression.ZSTD and find_spec("zstandard") is None:
-        text = "zstd needs the package zstandard: pip install 'pagein[oci]'"
-        raise SeekableError(f"{name}: {text}", errno.EOPNOTSUPP)
+    if compression is Compression.ZSTD:
+        from pagein.images.layers.zstd.library import library
+
+        with told_of(name):
+            library()
 
 
 @contextmanager

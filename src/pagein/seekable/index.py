@@ -72,7 +72,7 @@ class FileIndex:
 
     def _read_about(self) -> About:
         header = self._index.header
-        packed = header.compression is not Compression.NONE
+        packed = header.compression in (Compression.GZIP, Compression.ZSTD)
         if not packed or header.chunk != CHUNK or not 0 < header.metadata_size <= _MAX_ABOUT:
             raise LayerError(f"{self.path}: not an index of a compressed file")
         try:
