@@ -36,11 +36,13 @@ def test_random_reads_and_all_of_it(path: Path) -> None:
 
 
 def test_of_a_url_only_the_span_is_fetched(path: Path) -> None:
-    with serve_in_thread(WebServer(path.parent)) as web:
-        with seekable.open(web.url("/file.zst")) as file:
-            web.requests.clear()
-            place = file.index.place(file.index.points - 1)
-            at = place.point.out + 100_000
-            assert file.pread(1000, at) == CONTENT[at : at + 1000]
-            assert web.requests == [("/file.zst", place.start, place.end)]
-            assert place.start > path.stat().st_size // 3
+    with (
+        serve_in_thread(WebServer(path.parent)) as web,
+        seekable.open(web.url("/file.zst")) as file,
+    ):
+        web.requests.clear()
+        place = file.index.place(file.index.points - 1)
+        at = place.point.out + 100_000
+        assert file.pread(1000, at) == CONTENT[at : at + 1000]
+        assert web.requests == [("/file.zst", place.start, place.end)]
+        assert place.start > path.stat().st_size // 3

@@ -102,7 +102,7 @@ def _unpacker(
             return GzipUnpacker(content.take, points.add, interval)
         case Compression.ZSTD:
             return ZstdUnpacker(content.take, points.add)
-        case Compression.NONE:
+        case _:
             raise LayerError("neither a gzip nor a zstd file")
 
 
