@@ -30,6 +30,7 @@ COMMANDS = (
     "images",
     "index",
     "trace",
+    "seekable",
     "cull",
     "daemon",
     "device",

@@ -10,11 +10,12 @@ A file that was replaced by rename is still read to its end: the open one has no
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from pagein.origins.base import Origin, OriginError, check_range, redact
@@ -57,6 +58,12 @@ class FileOrigin(Origin):
             self._identity.source, self._timeout, lambda: self._pread(offset, length)
         )
 
+    def pread(self, offset: int, length: int) -> bytes:
+        """As `read`, here and now: it blocks for the disk, without a deadline."""
+        check_range(self._identity.source, offset, length, self._identity.size)
+        with _translated(self._identity.source):
+            return self._pread(offset, length) if length else b""
+
     def at_hand(self, offset: int, view: memoryview) -> bool:
         """Copy what is in the page cache, and only if all of it is."""
         fd = self._file.acquire_open()
@@ -74,6 +81,10 @@ class FileOrigin(Origin):
 
     async def close(self) -> None:
         """Close the file, once reads that still run in a thread have ended."""
+        self.close_now()
+
+    def close_now(self) -> None:
+        """The same, without a loop."""
         self._file.close()
 
     def _pread(self, offset: int, length: int) -> bytes:
@@ -147,6 +158,12 @@ async def resolve_file(path: str, *, timeout: float) -> Identity:
     return await _in_thread(path, timeout, lambda: _identify(path))
 
 
+def identify(path: str) -> Identity:
+    """As `resolve_file`, here and now: it blocks for the disk, without a deadline."""
+    with _translated(path):
+        return _identify(path)
+
+
 def etag_of(found: os.stat_result) -> str:
     """The validator of a file: inode number and mtime in nanoseconds."""
     return f"{found.st_ino}-{found.st_mtime_ns}"
@@ -193,14 +210,22 @@ async def _in_thread(path: str, timeout: float, call: Callable[[], T]) -> T:
     A thread that misses the deadline goes on: nothing can interrupt it, and it holds its own
     claim on the fd.
     """
+    with _translated(path):
+        try:
+            async with asyncio.timeout(timeout):
+                return await asyncio.to_thread(call)
+        except TimeoutError as exc:
+            cause = f"no data within {timeout:g} s"
+            raise OriginError.of(path, cause, errno=errno.ETIMEDOUT, retry=True) from exc
+
+
+@contextlib.contextmanager
+def _translated(path: str) -> Iterator[None]:
+    """OSErrors become OriginErrors of `path`."""
     try:
-        async with asyncio.timeout(timeout):
-            return await asyncio.to_thread(call)
+        yield
     except OriginError:
         raise
-    except TimeoutError as exc:
-        cause = f"no data within {timeout:g} s"
-        raise OriginError.of(path, cause, errno=errno.ETIMEDOUT, retry=True) from exc
     except OSError as exc:
         number = exc.errno or errno.EIO
         cause = _ADVICE.get(number, os.strerror(number).lower())

@@ -19,6 +19,7 @@ from pagein.images.layers.entry import Limits
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression, Header, Layer
 from pagein.images.layers.gzip import GzipUnpacker
+from pagein.images.layers.magic import HEAD, compression_of
 from pagein.images.layers.point import INTERVAL, KEPT, Output
 from pagein.images.layers.pointlist import PointList
 from pagein.images.layers.tar import TarParser
@@ -29,13 +30,6 @@ from pagein.images.layers.zstd import ZstdUnpacker
 P = TypeVar("P")
 T = TypeVar("T")
 
-_MAGICS = {
-    b"\x1f\x8b": Compression.GZIP,
-    b"\x28\xb5\x2f\xfd": Compression.ZSTD,
-    **{bytes((low, 0x2A, 0x4D, 0x18)): Compression.ZSTD for low in range(0x50, 0x60)},
-}
-_NOT_READ = {b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x5d\0\0": "lzma", b"\x04\x22\x4d\x18": "lz4"}
-_HEAD = 6  # bytes that tell one from another
 _FEED = 512 << 10  # bytes given to a thread at a time
 
 
@@ -104,10 +98,10 @@ class IndexBuilder:
         self._packed.submit(memoryview(data))
         if self._head is not None:
             self._head += data
-            if len(self._head) < _HEAD and self.received < self._layer.size:
+            if len(self._head) < HEAD and self.received < self._layer.size:
                 return
             data, self._head = self._head, None
-            self._compression = _compression(data)
+            self._compression = compression_of(data)
         if self._unpacker is None:
             self._unpacker = self._open()
         self._unpacker.feed(data)
@@ -236,16 +230,6 @@ class _Digest(Worker[memoryview]):
     def result(self) -> str:
         self.finish()
         return f"{self._algorithm}:{self._hash.hexdigest()}"
-
-
-def _compression(head: bytes) -> Compression:
-    for magic, name in _NOT_READ.items():
-        if head.startswith(magic):
-            raise LayerError(f"compressed by {name}: only gzip and zstd layers are read")
-    for magic, compression in _MAGICS.items():
-        if head.startswith(magic):
-            return compression
-    return Compression.NONE
 
 
 def _same(what: str, found: str, wanted: str) -> None:

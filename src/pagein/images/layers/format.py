@@ -14,6 +14,8 @@ from enum import IntEnum
 from typing import NamedTuple
 
 MAGIC = b"pageinLX"
+FILE_MAGIC = b"pageinSK"
+"""Of the index of a file that is no layer (docs/seekable.md)."""
 VERSION = 2
 READ = (1, 2)
 """Versions that are read. In the first one all points of zstd layers are where frames begin."""

@@ -61,8 +61,17 @@ class Place(NamedTuple):
 class Index:
     """An open index. Its methods may wait for the disk; threads may share it. `close` it."""
 
-    def __init__(self, path: str | os.PathLike[str], *, root: str | None = None) -> None:
-        """Map the index at `path`; LayerError if it is damaged, or is not the one of `root`."""
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        root: str | None = None,
+        magic: bytes = layout.MAGIC,
+    ) -> None:
+        """Map the index at `path`; LayerError if it is damaged, or is not the one of `root`.
+
+        `magic` is that of its kind, a layer's index by default.
+        """
         self.path = os.fspath(path)
         self._unpacked: dict[int, _Extents] = {}
         with open(self.path, "rb") as file:
@@ -71,7 +80,7 @@ class Index:
                 raise LayerError(f"{self.path}: not an index: {size} bytes")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         try:
-            self.header, tables, self.root = self._read_header()
+            self.header, tables, self.root = self._read_header(magic)
             if root not in (None, self.root):
                 raise self._error("the header", f"this index is {self.root}, not {root}")
             self._sections = {table.kind: _Section(self, self._map, table) for table in tables}
@@ -203,11 +212,12 @@ class Index:
     def _error(self, where: str, what: str) -> LayerError:
         return LayerError(f"{self.path}: {where} of the index: {what}")
 
-    def _read_header(self) -> tuple[Header, list[Table], str]:
+    def _read_header(self, wanted: bytes) -> tuple[Header, list[Table], str]:
         fields = layout.FIXED.unpack_from(self._map)
         magic, version, size, file_size = fields[:4]
-        if magic != layout.MAGIC:
-            raise LayerError(f"{self.path}: not an index of a layer")
+        if magic != wanted:
+            kind = "layer" if wanted == layout.MAGIC else "file"
+            raise LayerError(f"{self.path}: not an index of a {kind}")
         if version not in layout.READ:
             raise LayerError(f"{self.path}: index version {version}: {layout.VERSION} is known")
         if not layout.FIXED.size < size <= min(len(self._map), 1 << 20):

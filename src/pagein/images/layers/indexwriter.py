@@ -25,6 +25,7 @@ def write(
     points: Iterable[Block],
     digests: bytes | bytearray,
     implied: Sequence[bytes],
+    magic: bytes = layout.MAGIC,
 ) -> Header:
     """Write the index to `out`, which is empty and can seek; the header as it is then.
 
@@ -32,7 +33,7 @@ def write(
     are packed in a thread while they are made. The sizes in `header` are those given, but for the
     metadata's and the file's own.
     """
-    blank = _pack_header(header, [Table(kind, 0, 0, b"") for kind in Kind])
+    blank = _pack_header(magic, header, [Table(kind, 0, 0, b"") for kind in Kind])
     names = b"".join(path + b"\0" for path in implied)
     writer = _Writer(out, len(blank))
     try:
@@ -46,7 +47,7 @@ def write(
         writer.close()
     header = header._replace(file_size=writer.at, metadata_size=metadata_size)
     out.seek(0)
-    out.write(_pack_header(header, tables))
+    out.write(_pack_header(magic, header, tables))
     out.seek(writer.at)
     return header
 
@@ -104,7 +105,7 @@ def _as_they_are(blocks: Iterable[tuple[int, bytes]]) -> Iterator[Block]:
     return (Block(key, len(content), content) for key, content in blocks)
 
 
-def _pack_header(header: Header, tables: Sequence[Table]) -> bytes:
+def _pack_header(magic: bytes, header: Header, tables: Sequence[Table]) -> bytes:
     layer = header.layer
     strings = [text.encode() for text in (layer.digest, layer.diff_id, layer.media_type)]
     size = (
@@ -115,7 +116,7 @@ def _pack_header(header: Header, tables: Sequence[Table]) -> bytes:
     )
     parts = [
         layout.FIXED.pack(
-            layout.MAGIC,
+            magic,
             layout.VERSION,
             size,
             header.file_size,
