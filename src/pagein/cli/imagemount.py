@@ -33,16 +33,19 @@ class Wanted:
         platform: str = "",
         trace: str | None = None,
         prefetch: bool = True,
+        run: dict[str, Any] | None = None,
     ) -> None:
         """`platform` is "" for that of this machine; `trace` is the file of one.
 
-        With None the one beside the image's indexes is taken. OSError when it cannot be used.
+        With None the one beside the image's indexes is taken. `run` is what a container's command
+        is made of, beside the image's config. OSError when the trace cannot be used.
         """
         self.source = source
         self._settings = settings
         self._platform = platform
         self._trace = _packed(trace) if trace is not None and prefetch else ""
         self._prefetch = prefetch
+        self._run = run
         self._asked: Connection | None = None
 
     def begin(self) -> None:
@@ -92,6 +95,7 @@ class Wanted:
             "trace": self._trace,
             "prefetch": self._prefetch,
             "auth": _auth(self.source),
+            "run": self._run,
         }
 
     def close(self) -> None:

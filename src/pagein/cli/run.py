@@ -154,7 +154,8 @@ def run(
         sweep(settings)
         who = check_user(daemon_user or default_user())
         showing = Showing.of(metrics, metrics_port)
-        wanted = Wanted(settings, image, platform, trace, prefetch)
+        said = {"command": command, "entrypoint": entrypoint, "workdir": workdir}
+        wanted = Wanted(settings, image, platform, trace, prefetch, said)
 
         def begin() -> None:
             if is_image(image):
