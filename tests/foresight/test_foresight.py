@@ -1,6 +1,7 @@
 """The user half with a registry: what a command will read is under way before it is read."""
 
 import asyncio
+import gc
 import importlib.util
 import marshal
 from functools import partial
@@ -11,6 +12,9 @@ from tests.foresight.programs import elf
 from tests.traces.machine import Machine, Registry, published, trace_of, until
 from tests.traces.rig import KIB, MIB, IndexedLayer, noise
 
+from pagein.daemon.images import _wanted
+from pagein.images.foresight.command import Command
+from pagein.images.foresight.foresee import Foresight
 from pagein.images.manifest import digest_of
 from pagein.images.traces.files import Files
 
@@ -176,3 +180,23 @@ def test_it_ends_with_its_user_half(layers: list[IndexedLayer], tmp_path: Path) 
             held.set()
 
     asyncio.run(main())
+
+
+def test_what_ends_before_it_began_leaves_nothing(
+    layers: list[IndexedLayer], tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with published(layers, tmp_path) as (registry, half):
+            pull = half.images._job(_wanted({"source": f"docker://{half.host}/app:v1"})).pull
+            pulled = await pull.run()
+            begun = Foresight(lambda: pytest.fail("nobody asked"), {})
+            begun.begin(Command((b"python3.11",)))
+            begun.touched(0, 0, 4096)
+            await begun.close()
+            await half.images.foresights.start(pulled.name, pulled.layers, pulled.new, Command(()))
+            await half.images.foresights.close()
+            assert not half.images.foresights._sources
+            assert registry.ranges == []
+
+    asyncio.run(main())
+    gc.collect()  # what was never awaited would be told now

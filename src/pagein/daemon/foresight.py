@@ -94,6 +94,8 @@ class Foresights:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for source in list(self._sources.values()):  # of those that had not begun
+            await self._end(source)
 
     async def _run(
         self, layers: list[tuple[LayerBlob, ...]], sources: dict[int, _Source], command: Command

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
 from pagein.images.foresight import elf, python
@@ -262,17 +262,18 @@ class Foresight:
         async with self._one:
             return await asyncio.to_thread(ask)
 
-    def _own(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(self._quietly(work))
+    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+        task.add_done_callback(self._over)
 
-    async def _quietly(self, work: Awaitable[None]) -> None:
-        try:
-            await work
-        except (OSError, ValueError) as problem:  # whoever reads it will meet it
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        problem = None if task.cancelled() else task.exception()
+        if isinstance(problem, OSError | ValueError):  # whoever reads it will meet it
             log.debug("foresight: %s", problem)
+        elif problem is not None:
+            log.error("foresight", exc_info=problem)
 
 
 class _MissingError(Exception):
