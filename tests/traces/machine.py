@@ -158,7 +158,7 @@ async def machine(directory: Path, host: str) -> AsyncIterator[Machine]:
 
     images = Images(str(directory / "images"), records, Secrets(-1), timeout=PATIENCE, find=find)
     device = FakeDevice()
-    daemon = Daemon(device, origin, cache=None, opened=images.prefetcher.opened)
+    daemon = Daemon(device, origin, cache=None, opened=images.opened)
     task = asyncio.create_task(daemon.run())
     try:
         yield Machine(images, device, host, daemon)

@@ -38,10 +38,12 @@ class Wanted:
         platform: str = "",
         trace: str | None = None,
         prefetch: bool = True,
+        run: dict[str, Any] | None = None,
     ) -> None:
         """`platform` is "" for that of this machine; `trace` is the file of one.
 
-        With None the one beside the image's indexes is taken. OSError when it cannot be used.
+        With None the one beside the image's indexes is taken. `run` is what a container's command
+        is made of, beside the image's config. OSError when the trace cannot be used.
         """
         self.source = source
         self._settings = settings
@@ -50,6 +52,7 @@ class Wanted:
         room = _MAX_PACKED - len(json.dumps(self._hosts))
         self._trace = _packed(trace, room) if trace is not None and prefetch else ""
         self._prefetch = prefetch
+        self._run = run
         self._asked: Connection | None = None
 
     def begin(self) -> None:
@@ -100,6 +103,7 @@ class Wanted:
             "prefetch": self._prefetch,
             "hosts": self._hosts,
             "auth": _auth(self.source, self._hosts),
+            "run": self._run,
         }
 
     def close(self) -> None:

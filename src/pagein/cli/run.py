@@ -160,7 +160,8 @@ def run(
         who = check_user(daemon_user or default_user())
         showing = Showing.of(metrics, metrics_port)
         more = [*showing.options, *dead_after(fail_after, timeout)]
-        wanted = Wanted(settings, image, platform, trace, prefetch)
+        said = {"command": command, "entrypoint": entrypoint, "workdir": workdir}
+        wanted = Wanted(settings, image, platform, trace, prefetch, said)
 
         def begin() -> None:
             if is_image(image):

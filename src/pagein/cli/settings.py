@@ -142,7 +142,9 @@ TraceOption = Annotated[
 ]
 PrefetchOption = Annotated[
     bool,
-    typer.Option("--prefetch/--no-prefetch", help="Fetch what a trace says will be read."),
+    typer.Option(
+        "--prefetch/--no-prefetch", help="Fetch what a trace or command says will be read."
+    ),
 ]
 
 

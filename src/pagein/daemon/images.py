@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from pagein.control import Answer
+from pagein.daemon.foresight import Foresights, command_in
 from pagein.daemon.objects import Blob
 from pagein.daemon.prefetch import Prefetcher
 from pagein.daemon.records import Records
@@ -51,6 +52,8 @@ class _Wanted:
     platform: str
     trace: str
     prefetch: bool
+    run: str
+    """What `pagein run` says of its command, as JSON; "" for a mount."""
 
 
 @dataclass(eq=False)
@@ -83,6 +86,7 @@ class Images:
         )
         self._spans = Kept()
         self.prefetcher = Prefetcher(self._store, self._connections, find)
+        self.foresights = Foresights(self._store, self._connections, self._spans, find)
         self._jobs: dict[_Wanted, _Job] = {}
         self._watch: asyncio.Task[None] | None = None
 
@@ -95,10 +99,13 @@ class Images:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self.prefetcher.close()
+        await self.foresights.close()
         await self._connections.close()
 
     async def open(self, blob: LayerBlob) -> Origin:
         """The origin of a blob of a layer."""
+        if (known := self.foresights.claim(blob)) is not None:
+            return known
         layer = self.prefetcher.claim(blob)
         try:
             return await blob.open(self._store, self._connections, self._spans, layer=layer)
@@ -150,18 +157,26 @@ class Images:
             platform = parse_platform(wanted.platform) if wanted.platform else host_platform()
             pull = Pull(self._store, self._connections, wanted.source, platform)
             loop = asyncio.get_running_loop()
-            task = loop.create_task(self._bring(pull, trace, prefetch=wanted.prefetch))
+            task = loop.create_task(self._bring(pull, trace, wanted))
             job = self._jobs[wanted] = _Job(pull, task, loop.time())
             if self._watch is None or self._watch.done():
                 self._watch = loop.create_task(self._stop_abandoned())
         return job
 
-    async def _bring(self, pull: Pull, trace: Trace | None, *, prefetch: bool) -> Pulled:
+    def opened(self, blob: Blob) -> None:
+        """A blob was opened: now it can be filled."""
+        self.prefetcher.opened(blob)
+        self.foresights.opened(blob)
+
+    async def _bring(self, pull: Pull, trace: Trace | None, wanted: _Wanted) -> Pulled:
         """Pull, and begin to prefetch: what is asked for first comes after the mount only."""
         pulled = await pull.run()
-        if prefetch and (trace := trace or pulled.trace) is not None:
+        if wanted.prefetch and (trace := trace or pulled.trace) is not None:
             blobs = [blob for layer in pulled.layers for blob in layer]
             self.prefetcher.start(pulled.name, blobs, pulled.new, trace)
+        elif wanted.prefetch and wanted.run:
+            command = command_in(pulled.run, json.loads(wanted.run))
+            await self.foresights.start(pulled.name, pulled.layers, pulled.new, command)
         return pulled
 
     async def _stop_abandoned(self) -> None:
@@ -196,6 +211,7 @@ def _wanted(question: dict[str, Any]) -> _Wanted:
         question.get("platform") or "",
         question.get("trace") or "",
         question.get("prefetch", True),
+        json.dumps(question["run"], sort_keys=True) if question.get("run") else "",
     )
 
 

@@ -115,7 +115,7 @@ class Process:
             self._origin,
             cache=self.cache,
             timeout=self.timeout,
-            opened=self.images.prefetcher.opened,
+            opened=self.images.opened,
             tally=self.tally,
         )
         try:

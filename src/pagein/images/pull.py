@@ -40,6 +40,7 @@ from pagein.images.layers.index import Index
 from pagein.images.manifest import (
     Descriptor,
     Manifest,
+    RunConfig,
     check_digest,
     parse_config,
     parse_manifest,
@@ -85,6 +86,7 @@ class Pulled:
     name: str
     descriptor: Descriptor
     config: bytes
+    run: RunConfig
     layers: list[tuple[LayerBlob, ...]]
     note: str = ""
     """One line for the user: why what is known had to do."""
@@ -152,7 +154,8 @@ class Pull:
             asyncio.to_thread(self._restyled, [blobs[of.digest] for of in layers]),
         )
         new, note = frozenset(self._new), "; ".join(filter(None, [note, *self._notes]))
-        return Pulled(self.name, image.descriptor, image.config_bytes, wanted, note, new, trace)
+        config = image.config_bytes, image.config.run
+        return Pulled(self.name, image.descriptor, *config, wanted, note, new, trace)
 
     async def push(self, pulled: Pulled, trace: bytes | None = None) -> str:
         """Push the indexes of `pulled`, as an artifact that refers to the image; its digest.

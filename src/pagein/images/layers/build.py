@@ -24,7 +24,7 @@ from pagein.images.layers.point import INTERVAL, KEPT, Output
 from pagein.images.layers.pointlist import PointList
 from pagein.images.layers.tar import TarParser
 from pagein.images.layers.tree import Tree, TreeBuilder
-from pagein.images.layers.worker import Worker
+from pagein.images.layers.worker import Worker, switching
 from pagein.images.layers.zstd import ZstdUnpacker
 
 P = TypeVar("P")
@@ -75,6 +75,8 @@ class IndexBuilder:
         self._tar = _Digest(layer.diff_id or "sha256:")
         self.tar_size = 0
         """Bytes of the tar so far."""
+        self._closed = False
+        switching.enter()
 
     def __enter__(self) -> IndexBuilder:
         return self
@@ -84,6 +86,9 @@ class IndexBuilder:
 
     def close(self) -> None:
         """End the threads; twice is fine."""
+        if not self._closed:
+            self._closed = True
+            switching.leave()
         for worker in (self._parsing, self._packed, self._tar, self._blob):
             worker.close()
         if self._unpacker is not None:

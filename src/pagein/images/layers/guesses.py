@@ -20,6 +20,9 @@ FREE: Final = 2 << 20
 MEMORY: Final = 64 << 20
 """Bytes asked for after which older ones count half: credit for today is not from last week."""
 
+FORESEEN: Final = 12 << 20
+"""Bytes that were foreseen and are not used, or not yet: beyond them nothing more is."""
+
 _RUN = 4  # guesses in a row that came true, for each further span that is guessed at once
 _AT_ONCE = 4
 
@@ -29,6 +32,7 @@ class Guesses:
 
     def __init__(self) -> None:
         self._asked = 0.0
+        self._foreseen = 0.0
         self._unused = 0.0
 
     def asked(self, size: int) -> None:
@@ -37,6 +41,18 @@ class Guesses:
         if self._asked > MEMORY:
             self._asked /= 2
             self._unused /= 2
+
+    def foresee(self, size: int) -> bool:
+        """Whether there is room for something that is said to be read soon; if so it is made."""
+        if self._foreseen + size > FORESEEN:
+            return False
+        self._foreseen += size
+        return True
+
+    def foreseen(self, size: int) -> None:
+        """Somebody reads what was foreseen."""
+        self._foreseen = max(0.0, self._foreseen - size)
+        self.asked(size)
 
     def came_true(self, size: int) -> None:
         """Somebody reads what was guessed."""

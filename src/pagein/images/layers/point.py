@@ -10,7 +10,7 @@ Output = Callable[[memoryview], None]
 
 KEPT = 4
 
-INTERVAL = 1 << 20
+INTERVAL = 512 << 10
 """Bytes of output between two points of a gzip layer, unless `build` is told another. What a read
 fetches and decodes in vain is half of it on average; half of it again doubles what points take."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 
 from pagein.images.layers.errors import LayerError
@@ -39,6 +39,8 @@ class LayerOrigin(Origin):
         self._origin = origin
         self._tar = TarBytes(index, origin, Kept() if kept is None else kept)
         self._size = index.header.blob_size
+        self.watcher: Callable[[int, int], None] | None = None
+        """Told of each range that somebody waits for."""
 
     def __str__(self) -> str:
         return f"layer {self._index.header.layer.digest} from {self._origin}"
@@ -60,12 +62,33 @@ class LayerOrigin(Origin):
 
     async def around(self, start: int, end: int) -> tuple[int, int]:
         """The whole chunks that the decoded spans of [start, end) hold, and all of that itself."""
+        if self.watcher is not None:
+            self.watcher(start, end)
         if self._index.header.compression is Compression.NONE:
             return start, end
         try:
             return await asyncio.to_thread(self._around, start, end)
         except LayerError as error:
             raise OriginError.of(str(self), str(error)) from None
+
+    # ---- for who knows what will be read
+
+    async def expect(self, start: int, end: int, rank: int) -> bool:
+        """Bring here what [start, end) is made of, the lowest `rank` first. LayerError.
+
+        Returns when it is here, or will not come: then it is fetched when it is read. False if that
+        is not to be done ahead.
+        """
+        pieces = await asyncio.to_thread(self._pieces, start, min(end, self._size))
+        if not pieces:
+            return True
+        last = pieces[-1]
+        return await self._tar.expect(pieces[0].position, last.position + last.length, rank)
+
+    def file_at(self, start: int, most: int) -> int:
+        """Bytes of the file whose data begins at `start`, at most `most`; may wait for the disk."""
+        first = next(self._index.pieces(start, min(start + most, self._size)), None)
+        return first.length if first is not None and first.offset == start else 0
 
     async def close(self) -> None:
         """Forget what was decoded, and close the compressed layer's origin."""

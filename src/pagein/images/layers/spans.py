@@ -21,6 +21,7 @@ from pagein.images.layers.chunks import Decoder
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.guesses import Guesses
 from pagein.images.layers.index import Place
+from pagein.images.layers.turns import Turns
 from pagein.origins.base import Origin, OriginError
 
 KEPT: Final = 64 << 20
@@ -29,6 +30,10 @@ KEPT: Final = 64 << 20
 REQUESTS: Final = 16
 """Requests for spans that run at once: each brings up to some MB, which wait to be decoded."""
 
+FORESEEN: Final = 1 << 20
+"""Bytes that are fetched at once of what is said to be read soon: about what a link holds in a
+round trip. What is asked for now shares the link with them."""
+
 
 class Kept:
     """Which spans stay in memory, and how many requests bring more: for all layers of a loop."""
@@ -36,6 +41,7 @@ class Kept:
     def __init__(self, budget: int = KEPT, *, requests: int = REQUESTS) -> None:
         """`budget` in bytes; spans in use stay beyond it."""
         self.slots = asyncio.Semaphore(requests)
+        self.turns = Turns(FORESEEN)
         self.guesses = Guesses()
         self._budget = budget
         self._spans: OrderedDict[Span, dict[int, Span]] = OrderedDict()
@@ -79,6 +85,8 @@ class Span:
         self.transfer: Transfer | None = None
         self.guess: int | None = None
         """If nobody asked for it yet: how many guesses before it, in a row, came true."""
+        self.foreseen = False
+        """Whether nobody asked for it yet, and it is no guess."""
         self._decoder: Decoder | None = decoder
         self._tasks = tasks
         self._packed: list[bytes] = []
@@ -224,6 +232,10 @@ class Transfer:
             span.error = None
             span.transfer = self
         self._task = own(tasks, self._run())
+
+    async def over(self) -> None:
+        """Wait until it has ended, well or not."""
+        await asyncio.wait([self._task])
 
     def give_up(self) -> None:
         """Who waited for one of its spans does not do so any more: end it if nobody else does."""

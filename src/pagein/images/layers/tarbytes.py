@@ -31,6 +31,9 @@ points would take too much of an index."""
 REQUEST: Final = 4 << 20
 """Bytes of the layer that one request asks for, unless a single span has more."""
 
+FORESEEN_REQUEST: Final = 512 << 10
+"""The same, for what is only said to be read soon."""
+
 _SKIP = 1 << 20  # bytes of headers that are cheaper passed over than asked for anew
 
 Part = tuple[int, bytes | memoryview]
@@ -109,6 +112,56 @@ class TarBytes:
         finally:
             self._kept.shrink()
 
+    # ---- what is said to be read soon
+
+    async def expect(self, start: int, end: int, rank: int) -> bool:
+        """Bring the spans of [start, end) here, not decoded; return when they came, or did not.
+
+        Few at a time, in small requests; the lowest `rank` first. False if they are too large: then
+        it is not to be read before somebody wants it.
+        """
+        if self._index.header.compression is Compression.NONE or start >= end:
+            return True
+        places = await asyncio.to_thread(self._between, start, end)
+        if any(place.size > WHOLE for place in places):
+            return False
+        groups: list[list[Place]] = []
+        for place in places:
+            if not groups or place.end - groups[-1][0].start > FORESEEN_REQUEST:
+                groups.append([])
+            groups[-1].append(place)
+        await asyncio.gather(*(self._foresee(group, rank) for group in groups))
+        return True
+
+    def _between(self, start: int, end: int) -> list[Place]:
+        first, last = self._index.point_before(start), self._index.point_before(end - 1)
+        return [self._place(number) for number in range(max(first, 0), last + 1)]
+
+    async def _foresee(self, places: list[Place], rank: int) -> None:
+        if not any(self._lacks(place.number) for place in places):
+            return await self._arrived(places)
+        async with self._kept.turns.take(places[-1].end - places[0].start, rank):
+            while places := [place for place in places if self._lacks(place.number)]:
+                spans = list[Span]()
+                for place in places:
+                    if spans and place.number != spans[-1].number + 1:
+                        break
+                    if not self._kept.guesses.foresee(place.end - place.start):
+                        break
+                    spans.append(self._span(place))
+                    spans[-1].foreseen = True
+                if not spans:
+                    return
+                await Transfer(spans, self._origin, self._kept, self._tasks).over()
+                places = places[len(spans) :]
+
+    async def _arrived(self, places: list[Place]) -> None:
+        """Wait until what is on its way has come, or has not."""
+        for place in places:
+            span = self._spans.get(place.number)
+            if span is not None and span.transfer is not None:
+                await span.transfer.over()
+
     # ---- spans
 
     async def _provide(self, number: int, until: int) -> Span:
@@ -119,6 +172,9 @@ class TarBytes:
             self._transfer([place for place in places if self._lacks(place.number)], last)
         span = self._spans[number]
         self._kept.touch(span, self._spans)
+        if span.foreseen:
+            span.foreseen = False
+            self._kept.guesses.foreseen(span.length)
         if span.guess is not None:
             self._came_true(span)
         return span

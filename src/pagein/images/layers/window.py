@@ -17,11 +17,8 @@ has copied whole. A few bytes too many are kept so, for half the time.
 
 from __future__ import annotations
 
-import functools
 import struct
 import zlib
-from array import array
-from collections.abc import Iterable
 
 from pagein.images.layers.deflate import ERRORS, decompressor
 from pagein.images.layers.inflate import WINDOW
@@ -75,42 +72,38 @@ def sparse(window: bytes, bit: int, data: bytes, output: bytes) -> bytes:
             return window
         if a == b:
             return bytes(count)
-        kept = bytearray(count)
-        kept[-2:] = window[-2:]
-        begins = _begins()
-        for pair in _pairs(a[::_STRIDE] + a[-1:], b[::_STRIDE] + b[-1:]):
-            begin = begins[pair]
-            end = begin + 5
-            kept[begin:end] = window[begin:end]
-        result = bytes(kept)
+        kept = _kept(_sources(a[::_STRIDE] + a[-1:], b[::_STRIDE] + b[-1:]))
+        result = (int.from_bytes(window, "little") & kept).to_bytes(count, "little")
+        result = result[:-2] + window[-2:]
         return result if _decode(result, bit, data, len(output)) == output else window
     except ERRORS:
         return window
 
 
-def _pairs(a: bytes, b: bytes) -> Iterable[int]:
-    """Where the two differ: what is in `a`, plus 256 times what is in `b`, each pair once.
+def _sources(a: bytes, b: bytes) -> bytes:
+    """A byte for each of the window's: 255 if some of the output comes from there, else 0.
 
-    All bytes at once, as numbers of that many bytes: what is equal becomes 0 in both, and goes.
+    What is equal in both does not; for the rest `a` says which column, and how they differ which
+    row. All bytes at once, as numbers of that many bytes, until only those are left.
     """
-    low, high = int.from_bytes(a, "little"), int.from_bytes(b, "little")
-    differ = low ^ high
-    differ = ((differ & _SEVENS) + _SEVENS | differ) & _EIGHTHS  # the upper bit of each such byte
-    mask = (differ >> 7) * 255
-    a = (low & mask).to_bytes(len(a), "little").translate(None, b"\0")
-    b = (high & mask).to_bytes(len(b), "little").translate(None, b"\0")
-    pairs = bytearray(2 * len(a))
-    pairs[::2], pairs[1::2] = a, b
-    return set(struct.unpack(f"<{len(a)}H", pairs))
+    low = int.from_bytes(a, "little")
+    differ = low ^ int.from_bytes(b, "little")
+    some = ((differ & _SEVENS) + _SEVENS | differ) & _EIGHTHS  # the upper bit of each such byte
+    columns = (low & (some >> 7) * 255).to_bytes(len(a), "little").translate(None, b"\0")
+    rows = differ.to_bytes(len(a), "little").translate(None, b"\0")
+    places = bytearray(2 * len(rows))
+    places[::2], places[1::2] = columns, rows
+    found = bytearray(1 << 16)
+    for place in struct.unpack(f"<{len(rows)}H", places):
+        found[place] = 255
+    return b"".join([found[row + 1 : row + 256] for row in range(256, 256 * (_ROWS + 1), 256)])
 
 
-@functools.cache
-def _begins() -> array[int]:
-    """By such a pair: where the five bytes begin that have the labelled one in their middle."""
-    begins = array("H", bytes(2 << 16))
-    for source in range(WINDOW):
-        begins[_LOW[source] | _HIGH[source] << 8] = max(0, source - 2)
-    return begins
+def _kept(sources: bytes) -> int:
+    """The bytes of `sources`, and two more on either side of each, as a number."""
+    found = int.from_bytes(sources, "little")
+    found |= found << 8 | found >> 8
+    return found | found << 8 | found >> 8
 
 
 def _decode(window: bytes, bit: int, data: bytes, length: int) -> bytes:
@@ -123,8 +116,11 @@ _SAMPLES = WINDOW // _STRIDE + 2
 _SEVENS = int.from_bytes(b"\x7f" * _SAMPLES, "little")
 _EIGHTHS = int.from_bytes(b"\x80" * _SAMPLES, "little")
 
-# What stands in place of the window's byte i in either decoding: 1 + i % 255, and i // 255 + 1
-# further in the circle of 1 to 255. Never 0, and never the same in both.
-_CIRCLE = bytes(range(1, 256)) * 2
-_LOW = (_CIRCLE * (WINDOW // 510 + 1))[:WINDOW]
-_HIGH = b"".join(_CIRCLE[row % 255 :][:255] for row in range(1, WINDOW // 255 + 2))[:WINDOW]
+# What stands in place of the window's byte i in either decoding: its column, 1 + i % 255, and that
+# with the number of its row, i // 255 + 1, as what differs. So they never are the same.
+_ROWS = WINDOW // 255 + 1
+_COLUMNS = bytes(range(1, 256))
+_ALL = int.from_bytes(_COLUMNS * _ROWS, "little")
+_NUMBERS = int.from_bytes(b"".join(bytes((row,)) * 255 for row in range(1, _ROWS + 1)), "little")
+_LOW = (_COLUMNS * _ROWS)[:WINDOW]
+_HIGH = (_ALL ^ _NUMBERS).to_bytes(255 * _ROWS, "little")[:WINDOW]

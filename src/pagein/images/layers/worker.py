@@ -2,12 +2,47 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeVarTuple
+from typing import Final, Generic, TypeVarTuple
 
 Ts = TypeVarTuple("Ts")
+
+SWITCH: Final = 1e-3
+"""Seconds after which a thread that runs Python lets others do so, while there are workers."""
+
+
+class Switching:
+    """Has threads take turns more often while somebody is in it, of all threads of the process.
+
+    One that decompresses or hashes holds no lock, but has to have it back between two pieces: by
+    default it waits 5 ms for that while another one parses, and a processor idles.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before = 0.0
+
+    def enter(self) -> None:
+        """One user more."""
+        with self._lock:
+            if not self._users:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(min(self._before, SWITCH))
+            self._users += 1
+
+    def leave(self) -> None:
+        """One less; the last one puts it back as it was."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                sys.setswitchinterval(self._before)
+
+
+switching = Switching()
 
 
 class Worker(Generic[*Ts]):
