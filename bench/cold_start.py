@@ -2,7 +2,8 @@
 
 An image of Debian packages (see `coldimage`) lies in a docker-registry: as it is, with an index
 that `pagein index --push` made, and with that and a trace, which `pagein trace record` made of the
-same workload; and converted to eStargz (`coldtoc`), which needs no index. Between registry and
+same workload; with layers of zstd (`coldzstd`) and an index; and converted to eStargz (`coldtoc`),
+which needs no index. Between registry and
 client is a link. Each start is of a client that has nothing, with an empty page cache; what is
 compared runs in turn.
 """
@@ -22,11 +23,13 @@ from typing import Any
 from coldimage import TAG, image
 from coldparts import Link, Start, checked, containerd, link_to, pagein, push, registry, timed
 from coldtoc import estargz
+from coldzstd import zstd
 from common import MB, Spread, console, ratios, rounds, save, table, workspace
 
 FULL, PLAIN, INDEXED, TRACED = "full pull", "no index", "index", "index + trace"
 ESTARGZ = "eStargz, no index"
-CONTENDERS = (FULL, PLAIN, INDEXED, TRACED, ESTARGZ)
+ZSTD = "zstd, index"
+CONTENDERS = (FULL, PLAIN, INDEXED, TRACED, ZSTD, ESTARGZ)
 RESIDENT, KEPT = "pulled before", "run before"
 RUNNING = "index, pagein runs"
 LINKS = {
@@ -66,6 +69,7 @@ class Contest:
     def variants(self, wanted: Sequence[str]) -> dict[str, Callable[[], float]]:
         """What `rounds` calls: seconds to the first output."""
         known = {FULL: self.full, PLAIN: self.plain, INDEXED: self.indexed, TRACED: self.traced}
+        known[ZSTD] = lambda: self.lone(ZSTD, "zstd")
         known[ESTARGZ] = lambda: self.lone(ESTARGZ, "estargz")
         return {name: known[name] for name in wanted}
 
@@ -115,7 +119,7 @@ class Contest:
         return begun.seconds
 
     def lone(self, variant: str, repository: str) -> float:
-        """`pagein run` of an image that needs nothing beside it."""
+        """`pagein run` of an image of another kind."""
         name = f"{self._image}/{repository}:{TAG}"
         with pagein(self._directory / "pagein") as client:
             begun = timed(self._link, client.first_output(name, self._command))
@@ -189,6 +193,11 @@ def main() -> None:
                     TAG,
                     f"127.0.0.1:{port}/cold/estargz:{TAG}",
                 )
+        if ZSTD in wanted:
+            name = f"127.0.0.1:{port}/cold/zstd:{TAG}"
+            with console.status("zstd"), pagein(directory / "zstd-indexer") as client:
+                push(zstd(layout, directory / "zstd"), TAG, name)
+                client.index(name)
         if INDEXED in wanted:
             with console.status("indexing"), pagein(directory / "indexer") as client:
                 client.index(f"127.0.0.1:{port}/cold/indexed:{TAG}")
@@ -204,6 +213,9 @@ def main() -> None:
                 contest = Contest(directory, link, work)
                 found = rounds(options.rounds, contest.variants(wanted), f"{place}, {work}")
                 show(f"{place}, {work}", contest, found)
+                if ZSTD in found and INDEXED in found:
+                    ratio = ratios(found, ZSTD, INDEXED)
+                    console.print(f"zstd / gzip, seconds: {ratio.text(2)} (wanted: at most 1.1)")
                 figures[f"{place}, {work}"] = contest.starts
     save(options.json, "cold_start", figures)
 

@@ -110,9 +110,10 @@ def registry(directory: Path) -> Iterator[int]:
 
 
 def push(layout: Path, tag: str, name: str) -> None:
-    """skopeo copy of an OCI layout to HOST:PORT/REPOSITORY:TAG."""
+    """skopeo copy of an OCI layout to HOST:PORT/REPOSITORY:TAG; layers as they are."""
     source, target = f"oci:{layout}:{tag}", f"docker://{name}"
-    checked(["skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false", source, target])
+    copy = ["skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false"]
+    checked([*copy, "--preserve-digests", source, target])
 
 
 def checked(command: Sequence[str | Path]) -> str:
