@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import MB, console, drop_caches
+from common import MB, console
 
 from pagein.mounts.syscalls import mounts
 from pagein.testing.instance import Instance
@@ -41,8 +41,10 @@ class Tree:
         return self.root / "files"
 
     def warm(self) -> None:
-        """Have the server's files in memory, and nothing else."""
-        drop_caches()
+        """Have the server's files in memory, as they are when they were read just now.
+
+        A new mount has nothing in the page cache.
+        """
         for directory, _, names in os.walk(self.root):
             for name in names:
                 with open(os.path.join(directory, name), "rb") as file:

@@ -21,6 +21,7 @@ from typing import Final, Protocol
 from pagein.daemon.buffers import Budget, Buffer
 from pagein.daemon.tally import Kind
 from pagein.origins.base import Origin, OriginError
+from pagein.origins.pace import Pace, measured
 from pagein.protocol.messages import PAGE_SIZE
 from pagein.rangeset import RangeSet
 
@@ -46,7 +47,6 @@ _LITTLE: Final = 512 << 10  # bytes of a stream that are worth a write at once
 _PATIENCE: Final = 0.002  # seconds that less than that may wait for more
 _NEXT: Final = 128 << 10  # bytes: what EROFS reads at a time
 _SETTLE: Final = 5.0  # seconds that running writes get when a fetch is cancelled
-_SAMPLE: Final = 256 << 10  # bytes after the first that make a rate worth measuring
 
 
 class CacheError(OSError):
@@ -64,16 +64,17 @@ class Host(Protocol):
     timeout: float
     stall: float
     requests: int
-    speed: float | None  # bytes per second of the origin, as far as known
+    pace: Pace
+
+    @property
+    def speed(self) -> float | None:
+        """Bytes per second of the origin, as far as known."""
 
     def ends(self, start: int, end: int) -> list[Then]:
         """What to call when [start, end) is in the cache: it completes their reads."""
 
     def landed(self, start: int, end: int, kind: Kind) -> None:
         """[start, end), fetched for a reason of `kind`, is in the cache now."""
-
-    def rate(self, received: int, seconds: float) -> None:
-        """So many bytes came in such a time, our own waits included."""
 
 
 class Fetch:
@@ -142,7 +143,10 @@ class Fetch:
         length = min(end, self._host.size) - start
         self._base, self._sent, self._filled = start, 0, 0
         self._host.requests += 1
-        stream = self._host.origin.stream(start, length)
+        origin = self._host.origin
+        stream = origin.stream(start, length)
+        if not origin.decodes:
+            stream = measured(self._host.pace, stream)
         try:
             received = await self._receive(stream, length)
             if received != length:
@@ -156,14 +160,11 @@ class Fetch:
 
     async def _receive(self, stream: AsyncIterator[bytes | memoryview], length: int) -> int:
         loop = asyncio.get_running_loop()
-        received = first = 0
-        begun = 0.0
+        received = 0
         timer = asyncio.timeout(self._host.stall)
         try:
             async with timer:
                 async for chunk in stream:
-                    if not received:
-                        begun, first = loop.time(), len(chunk)
                     received += len(chunk)
                     if not chunk or received > length:
                         break
@@ -177,8 +178,6 @@ class Fetch:
                 raise
             cause = f"{self._host.origin}: no data for {self._host.stall:g} s"
             raise OriginError(errno.ETIMEDOUT, cause, retry=True) from exc
-        if received - first >= _SAMPLE and (seconds := loop.time() - begun) > 0:
-            self._host.rate(received - first, seconds)
         return received
 
     async def _store(self, chunk: memoryview) -> None:
