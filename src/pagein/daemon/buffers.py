@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 BUFFER_SIZE: Final = 1 << 20
@@ -136,11 +137,18 @@ class Budget:
             await self._change()
         self._running.add(fetch)
 
-    def must_yield(self, fetch: object) -> bool:
-        """Whether `fetch` is a prefetch while somebody waits for another fetch."""
-        return bool(self._urgent) and fetch not in self._urgent
+    def must_yield(self, fetch: object, spared: Callable[[object], bool] = lambda _: False) -> bool:
+        """Whether `fetch` is a prefetch while somebody waits for another one, that is not `spared`.
 
-    async def yield_to_demand(self, fetch: object) -> None:
+        Spared is the fetch that it continues: both serve the same reader.
+        """
+        if not self._urgent or fetch in self._urgent:
+            return False
+        return not all(spared(other) for other in self._urgent)
+
+    async def yield_to_demand(
+        self, fetch: object, spared: Callable[[object], bool] = lambda _: False
+    ) -> None:
         """Hold a running prefetch back while it must yield.
 
         Its connection stays open and fills up, so it goes on at once when its turn comes. An
@@ -150,7 +158,7 @@ class Budget:
             raise GaveWay
         self._held += 1
         try:
-            while self.must_yield(fetch):
+            while self.must_yield(fetch, spared):
                 await self._change()
         finally:
             self._held -= 1

@@ -19,6 +19,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Final, Protocol
 
 from pagein.daemon.buffers import Budget, Buffer
+from pagein.daemon.readahead import WINDOW_MAX
 from pagein.daemon.tally import Kind
 from pagein.origins.base import Origin, OriginError
 from pagein.origins.pace import Pace, measured
@@ -170,7 +171,7 @@ class Fetch:
                         break
                     timer.reschedule(None)  # what follows waits for us, not for the origin
                     await self._store(memoryview(chunk))
-                    if not self.along and self._host.budget.must_yield(self):
+                    if not self.along and self._host.budget.must_yield(self, self._goes_on):
                         await self._park()
                     timer.reschedule(loop.time() + self._host.stall)
         except TimeoutError as exc:
@@ -198,10 +199,16 @@ class Fetch:
             self._buffer = await self._host.budget.take()
         return self._buffer
 
+    def _goes_on(self, other: object) -> bool:
+        """Whether it brings what the reader of `other` will want next: then it need not yield."""
+        if not isinstance(other, Fetch) or other._host is not self._host:
+            return False
+        return 0 <= self.start - other.end < WINDOW_MAX
+
     async def _park(self) -> None:
         """Let others go first, without holding a buffer that they may need."""
         rest = self._retire()
-        await self._host.budget.yield_to_demand(self)
+        await self._host.budget.yield_to_demand(self, self._goes_on)
         await self._store(memoryview(rest))
 
     def _retire(self) -> bytes:

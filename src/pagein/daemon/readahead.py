@@ -10,8 +10,8 @@ only a proven stream grows:
   silent, and its next READ comes exactly where the last window ended: that is a *miss at the edge*,
   it proves the stream, and the next window is larger.
 * A reader that is faster than the link catches up with the fetch; its READs hit what is in flight.
-  The next window is planned while half of the current one is left, or what the link carries in a
-  round trip if that is more. So the link never idles.
+  The next window is planned while half of the current one is left, and what the link carries in a
+  round trip. So the link never idles.
 * Files that lie next to each other, read one after the other, are a stream like any other.
 * READs at equal distances are a stream too: of what lies between them nothing is fetched.
 
@@ -73,7 +73,6 @@ class _Stream:
     window: int  # its length
     pos: int  # end of the furthest READ
     proven: bool = False
-    staked: bool = False  # its first window was large, and nothing of it was read yet
 
 
 @dataclass(slots=True)
@@ -95,7 +94,7 @@ class Policy:
         self._strides: deque[_Stride] = deque(maxlen=_STRIDES)
         self._recent: deque[Range] = deque(maxlen=_RECENT)
         self._random_in_a_row = 0
-        self._lost = 0  # first windows of streams that nobody went beyond, lately
+        self._lost = 0  # streams that did not go on, lately
         self._next_id = 0
 
     def plan(
@@ -161,7 +160,7 @@ class Policy:
         """A READ of what is in flight: plan the next window when it will be wanted soon."""
         progress = end > stream.pos
         stream.pos = max(stream.pos, end)
-        near = max(stream.window // 2, min(start or 0, limit))
+        near = stream.window // 2 + min(start or 0, limit)
         if not progress or stream.edge - end > near or stream.edge >= self._end:
             return Plan((off, end))
         edge = stream.edge
@@ -172,13 +171,10 @@ class Policy:
         """Larger than the last one, from its end on; `start` stays for READs behind."""
         least = 2 * stream.window
         if stream.proven:
-            if stream.staked:
-                self._lost = max(0, self._lost - 2)
-            stream.staked = False
+            self._lost = max(0, self._lost - 2)
         elif start is not None:
             least = max(least, (start >> self._doubt()) // PAGE_SIZE * PAGE_SIZE)
             self._lost = min(self._lost + 1, _HALVED)
-            stream.proven = stream.staked = True
         stream.proven = True
         stream.window = min(least, limit)
         stream.start, stream.edge = stream.pos, min(stream.edge + stream.window, self._end)
