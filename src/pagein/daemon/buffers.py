@@ -70,6 +70,7 @@ class Budget:
         self._held = 0
         self._running: set[object] = set()
         self._urgent: set[object] = set()
+        self._background: set[object] = set()
         self._changes: list[asyncio.Future[None]] = []
 
     # ---- buffers
@@ -131,8 +132,10 @@ class Budget:
             self._urgent.discard(fetch)
         self._changed()
 
-    async def begin(self, fetch: object) -> None:
+    async def begin(self, fetch: object, *, background: bool = False) -> None:
         """Wait until `fetch` may ask its origin: at once if somebody waits for it."""
+        if background:
+            self._background.add(fetch)
         while fetch not in self._urgent and len(self._running - self._urgent) >= self._ahead:
             await self._change()
         self._running.add(fetch)
@@ -167,7 +170,13 @@ class Budget:
         """`fetch` is over. Harmless if it never began."""
         self._running.discard(fetch)
         self._urgent.discard(fetch)
+        self._background.discard(fetch)
         self._changed()
+
+    async def quiet(self) -> None:
+        """Wait until nothing is fetched but in the background."""
+        while self._urgent or not self._running <= self._background:
+            await self._change()
 
     def _changed(self) -> None:
         changes, self._changes = self._changes, []

@@ -103,7 +103,7 @@ class Fetch:
         """Fetch and write everything; raises what stopped it, after its writes have ended."""
         budget = self._host.budget
         try:
-            await budget.begin(self)
+            await budget.begin(self, background=self.kind is Kind.BACKGROUND)
             async with AsyncExitStack() as stack:
                 missing = await self._missing(stack)
                 try:
@@ -201,7 +201,11 @@ class Fetch:
 
     def _goes_on(self, other: object) -> bool:
         """Whether it brings what the reader of `other` will want next: then it need not yield."""
-        if not isinstance(other, Fetch) or other._host is not self._host:
+        if (
+            self.kind is Kind.BACKGROUND
+            or not isinstance(other, Fetch)
+            or other._host is not self._host
+        ):
             return False
         return 0 <= self.start - other.end < WINDOW_MAX
 

@@ -158,11 +158,34 @@ class Fill:
         Cancelled, it just stops waiting. There is no deadline but those of the fetches.
         """
         self.prefetch(off, length)
+        return await self._over(off, length)
+
+    async def background(self, off: int, length: int) -> bool:
+        """As `prefetched`, after all of that: for who completes the blob."""
+        self._check_open()
+        self._launch(*self.pages(off, length), Kind.BACKGROUND)
+        return await self._over(off, length)
+
+    async def _over(self, off: int, length: int) -> bool:
         start, end = self.pages(off, length)
         tasks = [task for each, task in self._fetches.items() if each.overlaps(start, end)]
         if tasks:
             await asyncio.wait(tasks)
         return self.covers(off, length)
+
+    def missing(self, start: int) -> tuple[int, int] | None:
+        """The first range from `start` on that is neither here nor on its way."""
+        end = self.pages(0, self.size)[1]
+        while (gap := self.present.first_gap(start, end)) is not None:
+            if (free := self._inflight.first_gap(*gap)) is not None:
+                return free
+            start = gap[1]
+        return None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of the blob is here."""
+        return self.present.covers(*self.pages(0, self.size))
 
     # ---- for the owner
 

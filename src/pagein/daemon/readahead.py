@@ -182,7 +182,7 @@ class Policy:
     # ---- strides
 
     def _find_stride(self, off: int, end: int) -> _Stride | None:
-        """The strided stream that a READ continues: a known one, or the third at equal distances."""
+        """The strided stream that a READ continues; it may be the third at equal distances."""
         for stride in self._strides:
             if (
                 off <= stride.edge
