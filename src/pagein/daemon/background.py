@@ -1,10 +1,11 @@
 """Background: what nobody asked for yet is fetched while nobody waits, until blobs are complete.
 
 It comes after what readers wait for, what is read ahead of them, and what a trace says; while any
-of that runs, nothing new is asked for. What was asked for already is in the way of the next reader,
-so it is little: a request brings what the link carries in a quarter of a round trip, requests are
-sent no faster than the link brings their answers, and together they are little more than it
-carries in one round trip. That keeps the link busy, and costs a reader half a round trip at most.
+of that runs, nothing new is asked for. But what was asked for already is in the way of the next
+reader. So it must not queue where the link begins: how much may be on its way grows while answers
+are here little more than a round trip after they were asked for, and shrinks when they take longer
+(LEDBAT, RFC 6817, does the same with packets). That finds what the link carries in a round trip; a
+request brings about a fifth of it. A reader then waits half a round trip longer at most.
 
 Of a compressed layer the least that can be asked for is what lies between two points of its index.
 """
@@ -19,6 +20,7 @@ from typing import Final
 from pagein.daemon.buffers import Budget
 from pagein.daemon.fill import Fill
 from pagein.origins.pace import Pace
+from pagein.protocol.messages import PAGE_SIZE
 
 log = logging.getLogger("pagein.daemon")
 
@@ -28,9 +30,16 @@ REQUEST_LEAST: Final = 128 << 10
 REQUEST_MOST: Final = 4 << 20
 """And at most, on a link that carries much in a round trip."""
 
-_ROUND_TRIPS = 0.25  # of link time, for one request
-_AHEAD = 1.25  # round trips of link time that may be on their way
-_FASTER = 1.15  # than what the link was seen to carry: else it would never be seen to carry more
+_PARTS = 5  # requests that are on their way together, about
+_QUEUED = 0.4  # round trips that an answer may take beyond one
+_QUEUED_ALONE = 1.5  # the same while nobody else has read anything for a while
+_ALONE = 2.0  # seconds
+_QUEUED_LEAST = 0.012  # seconds: whoever measures is not always in time
+_LATEST = 4  # answers that show it
+_LESS = 0.8  # times what may be on its way, when they waited longer
+_MOST = 32 << 20  # bytes that may be on their way
+_HASTE = 1.2  # times as fast as they come back, requests are sent
+_INSTANT = 0.001  # seconds: a round trip that is none
 _PAUSE_FIRST, _PAUSE_MOST = 1.0, 60.0  # seconds, after a failure
 
 
@@ -49,7 +58,9 @@ class Background:
         self._works: list[_Work] = []
         self._task: asyncio.Task[None] | None = None
         self._requests: dict[asyncio.Task[bool], int] = {}
+        self._window = _Window(Pace())
         self._next_at = 0.0
+        self._disturbed_at = -_ALONE
 
     @property
     def running(self) -> bool:
@@ -98,9 +109,11 @@ class Background:
     async def _pass(self, work: _Work) -> None:
         """Ask once for everything that is missing, and wait until that is over."""
         fill, at = work.fill, 0
+        if self._window.pace is not fill.pace:
+            self._window = _Window(fill.pace)
         try:
             while work in self._works and (gap := fill.missing(at)) is not None:
-                size = _request(fill)
+                size = self._window.request(fill.origin.density)
                 await self._turn(work, size)
                 if work not in self._works or (gap := fill.missing(gap[0])) is None:
                     continue
@@ -121,33 +134,54 @@ class Background:
 
     async def _turn(self, work: _Work, size: int) -> None:
         """Wait until a request of `size` bytes may be sent."""
-        loop, pace = asyncio.get_running_loop(), work.fill.pace
-        density = work.fill.origin.density
+        loop, density = asyncio.get_running_loop(), work.fill.origin.density
         while work in self._works:
-            await self._budget.quiet()
-            if self._requests and sum(self._requests.values()) + size > _allowed(work.fill, size):
+            if self._budget.busy:
+                await self._budget.quiet()
+                self._disturbed_at = loop.time()
+            alone = loop.time() > self._disturbed_at + _ALONE
+            room = self._window.size(loop.time(), alone=alone) * density
+            if self._requests and sum(self._requests.values()) + size > room:
                 await asyncio.wait(self._requests, return_when=asyncio.FIRST_COMPLETED)
             elif (wait := self._next_at - loop.time()) > 0:
                 await asyncio.sleep(wait)
             else:
                 break
-        rate = min(work.rate, _rate(pace)) * density
+        rate = min(work.rate, self._window.rate) * density
         self._next_at = max(self._next_at, loop.time()) + size / rate
 
 
-def _request(fill: Fill) -> int:
-    """Bytes of the blob that one request brings."""
-    carried = (fill.pace.round_trip or 0) * fill.origin.density
-    return int(min(max(carried * _ROUND_TRIPS, REQUEST_LEAST), REQUEST_MOST)) & -4096
+class _Window:
+    """How much of a server's answers may be on its way."""
 
+    def __init__(self, pace: Pace) -> None:
+        self.pace = pace
+        self._size = 2.0 * REQUEST_LEAST
+        self._seen = pace.answers
+        self._fast = True  # grows fast, until answers have to wait for the first time
+        self._again_at = 0.0
 
-def _allowed(fill: Fill, size: int) -> float:
-    """Bytes of the blob that may be on their way."""
-    carried = (fill.pace.round_trip or 0) * fill.origin.density
-    # What is decoded takes its time after it has come.
-    return 2 * carried + 6 * size if fill.origin.decodes else _AHEAD * carried + size
+    def request(self, density: float) -> int:
+        """Bytes of the blob that one request is to bring."""
+        size = self._size / _PARTS * density
+        return int(min(max(size, REQUEST_LEAST), REQUEST_MOST)) & -PAGE_SIZE
 
+    @property
+    def rate(self) -> float:
+        """Bytes per second at which to send requests: all at once would queue at once."""
+        return _HASTE * self._size / max(self.pace.rtt or 0.0, _INSTANT)
 
-def _rate(pace: Pace) -> float:
-    """Bytes per second at which requests are sent; no limit while nothing is known."""
-    return float("inf") if pace.rate is None else _FASTER * pace.rate
+    def size(self, now: float, *, alone: bool) -> float:
+        """Bytes from the server that may be on their way, as its last answers say."""
+        most = _QUEUED_ALONE if alone else _QUEUED
+        new, rtt = self.pace.answers - self._seen, self.pace.rtt or 0.0
+        if not new or now < self._again_at:
+            return self._size
+        self._seen, self._again_at = self.pace.answers, now + rtt  # until that shows
+        if self.pace.queued(_LATEST) <= max(most * rtt, _QUEUED_LEAST):
+            more = 0.5 if self._fast else 1 / _PARTS
+            self._size = min(self._size * (1 + more), _MOST)
+        else:
+            self._fast = False
+            self._size = max(self._size * _LESS, 2.0 * REQUEST_LEAST)
+        return self._size

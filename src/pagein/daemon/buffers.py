@@ -173,9 +173,14 @@ class Budget:
         self._background.discard(fetch)
         self._changed()
 
+    @property
+    def busy(self) -> bool:
+        """Whether something is fetched, but in the background."""
+        return bool(self._urgent) or not self._running <= self._background
+
     async def quiet(self) -> None:
-        """Wait until nothing is fetched but in the background."""
-        while self._urgent or not self._running <= self._background:
+        """Wait until nothing is."""
+        while self.busy:
             await self._change()
 
     def _changed(self) -> None:
