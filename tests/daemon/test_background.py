@@ -27,9 +27,11 @@ SIZE = 8 * MIB + 1234
 
 
 async def _complete(fill: Fill) -> None:
-    async with asyncio.timeout(1000):
-        while not fill.complete:
-            await asyncio.sleep(0.1)
+    for _ in range(10_000):
+        if fill.complete:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("it is not completed")
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ def test_a_policy_is_off_idle_or_bytes_per_second(text: str, rate: float | None)
 
 @pytest.mark.parametrize("text", ["", "on", "-1", "0", "1T", "10 M", "٣M", "1e6", "0.5"])
 def test_anything_else_is_refused_by_name(text: str) -> None:
-    with pytest.raises(OSError, match="--background .*: use off, idle"):
+    with pytest.raises(OSError, match=r"--background .*: use off, idle"):
         parse_background(text)
 
 
@@ -93,7 +95,7 @@ def test_a_rate_is_not_exceeded() -> None:
         began = now()
         background.add(fill, float(MIB))
         await _complete(fill)
-        assert now() - began >= (SIZE - 2 * REQUEST_LEAST) / MIB
+        assert now() - began >= (SIZE - MIB // 4) / MIB
         await background.close()
 
     run(main())

@@ -39,6 +39,7 @@ _LATEST = 4  # answers that show it
 _LESS = 0.8  # times what may be on its way, when they waited longer
 _MOST = 32 << 20  # bytes that may be on their way
 _HASTE = 1.2  # times as fast as they come back, requests are sent
+_SMOOTH = 0.25  # seconds of a given rate in one request, at most
 _INSTANT = 0.001  # seconds: a round trip that is none
 _PAUSE_FIRST, _PAUSE_MOST = 1.0, 60.0  # seconds, after a failure
 
@@ -113,7 +114,7 @@ class Background:
             self._window = _Window(fill.pace)
         try:
             while work in self._works and (gap := fill.missing(at)) is not None:
-                size = self._window.request(fill.origin.density)
+                size = self._window.request(fill.origin.density, work.rate)
                 await self._turn(work, size)
                 if work not in self._works or (gap := fill.missing(gap[0])) is None:
                     continue
@@ -124,6 +125,8 @@ class Background:
                 task.add_done_callback(self._ended)
         except OSError as problem:
             log.info("%s: not completed yet: %s", fill.name, problem)
+        except Exception:  # somebody's origin
+            log.exception("%s: not completed yet", fill.name)
         while self._requests:
             await asyncio.wait(self._requests)
 
@@ -161,9 +164,9 @@ class _Window:
         self._fast = True  # grows fast, until answers have to wait for the first time
         self._again_at = 0.0
 
-    def request(self, density: float) -> int:
-        """Bytes of the blob that one request is to bring."""
-        size = self._size / _PARTS * density
+    def request(self, density: float, rate: float) -> int:
+        """Bytes of the blob that one request is to bring; `rate` is what may be used."""
+        size = min(self._size / _PARTS, rate * _SMOOTH) * density
         return int(min(max(size, REQUEST_LEAST), REQUEST_MOST)) & -PAGE_SIZE
 
     @property

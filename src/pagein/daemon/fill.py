@@ -176,7 +176,7 @@ class Fill:
     def missing(self, start: int) -> tuple[int, int] | None:
         """The first range from `start` on that is neither here nor on its way."""
         end = self.pages(0, self.size)[1]
-        while (gap := self.present.first_gap(start, end)) is not None:
+        while start < end and (gap := self.present.first_gap(start, end)) is not None:
             if (free := self._inflight.first_gap(*gap)) is not None:
                 return free
             start = gap[1]
