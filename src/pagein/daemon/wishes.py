@@ -1,7 +1,8 @@
 """Which blobs are to be completed in the background: what mounts asked for, and what holds for all.
 
 A wish is one for a cookie key, and lasts until no object of the blob is open any more. A user half
-that takes over finds the wishes of the one before it.
+that takes over finds the wishes of the one before it, and goes on when an object of the blob is
+opened again, which the next READ does (facts cachefiles-kernel 10).
 """
 
 from __future__ import annotations
