@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import concurrent.futures.thread  # noqa: F401  what is imported lazily, see below
 import contextlib
+import ctypes
 import encodings.idna  # noqa: F401
 import errno
 import logging
@@ -335,8 +336,23 @@ def _become(user: str, cache: str, state_dir: str, *, with_parent: bool) -> int:
     return fd
 
 
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+
+
+def _give_memory_back() -> None:
+    """Have glibc return large blocks to the system when they are freed, and share its arenas.
+
+    Spans and batches of a MiB come and go in several threads; each would keep what it once had.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # of glibc
+        mallopt(_M_MMAP_THRESHOLD, 512 << 10)
+        mallopt(_M_ARENA_MAX, 2)
+
+
 def main() -> int:
     """The process that the keeper starts; its exit status."""
+    _give_memory_back()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s user-half %(message)s")
     parser = argparse.ArgumentParser(prog="pagein.daemon")
     parser.add_argument("--device", required=True)
