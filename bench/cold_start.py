@@ -29,7 +29,8 @@ from common import MB, Spread, console, ratios, rounds, save, table, workspace
 FULL, PLAIN, INDEXED, TRACED = "full pull", "no index", "index", "index + trace"
 ESTARGZ = "eStargz, no index"
 ZSTD = "zstd, index"
-CONTENDERS = (FULL, PLAIN, INDEXED, TRACED, ZSTD, ESTARGZ)
+EVERYTHING = "everything resident"
+CONTENDERS = (FULL, PLAIN, INDEXED, TRACED, ZSTD, ESTARGZ, EVERYTHING)
 RESIDENT, KEPT = "pulled before", "run before"
 RUNNING = "index, pagein runs"
 LINKS = {
@@ -68,7 +69,13 @@ class Contest:
 
     def variants(self, wanted: Sequence[str]) -> dict[str, Callable[[], float]]:
         """What `rounds` calls: seconds to the first output."""
-        known = {FULL: self.full, PLAIN: self.plain, INDEXED: self.indexed, TRACED: self.traced}
+        known = {
+            FULL: self.full,
+            PLAIN: self.plain,
+            INDEXED: self.indexed,
+            TRACED: self.traced,
+            EVERYTHING: self.everything,  # until all of it is here, that is
+        }
         known[ZSTD] = lambda: self.lone(ZSTD, "zstd")
         known[ESTARGZ] = lambda: self.lone(ESTARGZ, "estargz")
         return {name: known[name] for name in wanted}
@@ -124,6 +131,14 @@ class Contest:
         with pagein(self._directory / "pagein") as client:
             begun = timed(self._link, client.first_output(name, self._command))
         self._note(variant, begun)
+        return begun.seconds
+
+    def everything(self) -> float:
+        """`pagein mount --background idle` of the indexed image, until nothing is missing."""
+        name = f"{self._image}/indexed:{TAG}"
+        with pagein(self._directory / "pagein") as client:
+            begun = timed(self._link, client.everything(name))
+        self._note(EVERYTHING, begun)
         return begun.seconds
 
     def _note(self, name: str, start: Start) -> None:
@@ -198,7 +213,7 @@ def main() -> None:
             with console.status("zstd"), pagein(directory / "zstd-indexer") as client:
                 push(zstd(layout, directory / "zstd"), TAG, name)
                 client.index(name)
-        if INDEXED in wanted:
+        if INDEXED in wanted or EVERYTHING in wanted:
             with console.status("indexing"), pagein(directory / "indexer") as client:
                 client.index(f"127.0.0.1:{port}/cold/indexed:{TAG}")
         if TRACED in wanted:

@@ -21,7 +21,7 @@ from typing import Any
 
 from common import drop_caches
 
-from pagein.cli.halves import running
+from pagein.cli.halves import kernel_half, running
 from pagein.cli.settings import Settings
 from pagein.testing.instance import mounted_below
 
@@ -181,6 +181,25 @@ class Pagein:
     def first_output(self, name: str, command: Sequence[str]) -> Iterator[None]:
         """Run a container; yields at its first output, then goes on to its end."""
         return first_output([*self._command, "run", f"docker://{name}", "--", *command])
+
+    def everything(self, name: str) -> Iterator[None]:
+        """Mount with `--background idle`; yields when all of the image is here."""
+        target = self._directory / "all"
+        target.mkdir()
+        checked([*self._command, "mount", "--background", "idle", f"docker://{name}", target])
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while not self._all_resident():
+                if time.monotonic() > deadline:
+                    raise RuntimeError("not all of it comes")
+                time.sleep(0.05)
+            yield
+        finally:
+            checked([*self._command, "umount", target])
+
+    def _all_resident(self) -> bool:
+        found = kernel_half(self._settings, {"op": "status"}, timeout=PATIENCE)
+        return all(blob["resident"] == blob["size"] for blob in found["blobs"])
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

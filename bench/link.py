@@ -28,7 +28,7 @@ _NGINX = """
 worker_processes 1; pid {dir}/pid; error_log {dir}/error.log; daemon off; master_process off;
 events {{ worker_connections 512; }}
 http {{
-  access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000;
+  access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000; autoindex on;
   client_body_temp_path {dir}/1; proxy_temp_path {dir}/2; fastcgi_temp_path {dir}/3;
   uwsgi_temp_path {dir}/4; scgi_temp_path {dir}/5;
   server {{ listen {address}:{port}; root {root}; }}

@@ -15,7 +15,7 @@ def test_little_of_a_fast_stream_waits_for_more() -> None:
         origin = FakeOrigin(content(4 * MIB), lambda *_: Get(piece=64 * KIB))
         cache = Cache(4 * MIB)
         fill = make_fill(origin, cache)
-        fill.rate(FAST, 1.0)
+        fill.pace.rate = FAST
         fill.prefetch(0, 4 * MIB)
         await fill.read(0, STEP)
         assert cache.writes == [(0, 512 * KIB)]
@@ -29,7 +29,7 @@ def test_a_slow_stream_is_written_as_it_comes() -> None:
         origin = FakeOrigin(content(4 * MIB), lambda *_: Get(piece=64 * KIB))
         cache = Cache(4 * MIB)
         fill = make_fill(origin, cache)
-        fill.rate(FAST // 10, 1.0)
+        fill.pace.rate = FAST // 10
         fill.prefetch(0, 4 * MIB)
         await fill.read(0, STEP)
         assert cache.writes == [(0, STEP)]
@@ -43,7 +43,7 @@ def test_a_random_read_from_a_fast_origin_is_written_at_once() -> None:
         origin = FakeOrigin(content(4 * MIB), lambda *_: Get(piece=4 * KIB))
         cache = Cache(4 * MIB)
         fill = make_fill(origin, cache)
-        fill.rate(FAST, 1.0)
+        fill.pace.rate = FAST
         began = now()
         await fill.read(MIB, 8 * KIB)
         assert now() == began
@@ -58,7 +58,7 @@ def test_what_was_collected_is_written_although_nothing_follows() -> None:
         origin = FakeOrigin(content(4 * MIB), lambda *_: Get(piece=STEP, stop=2 * STEP, hang=True))
         cache = Cache(4 * MIB)
         fill = make_fill(origin, cache)
-        fill.rate(FAST, 1.0)
+        fill.pace.rate = FAST
         fill.prefetch(0, 4 * MIB)
         began = now()
         await asyncio.gather(fill.read(0, STEP), fill.read(STEP, STEP))

@@ -11,11 +11,13 @@ import typer
 from pagein.cli.errors import fail, one_line_errors
 from pagein.cli.halves import check_prerequisites, keeper_command, running
 from pagein.cli.settings import (
+    BackgroundOption,
     CacheDir,
     DaemonUser,
     FailAfter,
     Settings,
     StateDir,
+    check_background,
     check_user,
     default_user,
     fail_after_of,
@@ -39,6 +41,7 @@ def daemon(
     ] = 30.0,
     fail_after: FailAfter = None,
     daemon_user: DaemonUser = None,
+    background: BackgroundOption = None,
     metrics: MetricsOption = False,
     metrics_port: MetricsPort = None,
     state_dir: StateDir = None,
@@ -55,9 +58,11 @@ def daemon(
     dead = fail_after_of(fail_after, timeout)
     with one_line_errors():
         user = check_user(daemon_user or default_user())
+        wish = check_background(background) or "off"
         showing = Showing.of(metrics, metrics_port)
         if os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode):
-            _keep(settings, os.path.realpath(path), timeout, dead, user, showing)
+            more = ["--fail-after", str(dead), "--background", wish, *showing.options]
+            _keep(settings, os.path.realpath(path), timeout, user, more)
         from pagein.daemon.process import serve
 
         serve(
@@ -68,23 +73,16 @@ def daemon(
             fail_after=dead,
             user=user,
             metrics=sockets(settings, showing),
+            background=wish,
         )
 
 
-def _keep(
-    settings: Settings,
-    device: str,
-    timeout: float,
-    fail_after: float,
-    user: str,
-    showing: Showing,
-) -> None:
+def _keep(settings: Settings, device: str, timeout: float, user: str, more: list[str]) -> None:
     """Become the keeper of the kernel's device."""
     check_prerequisites(settings, device)
     if running(settings):
         fail(f"pagein runs in {settings.state_dir} already; choose another --state-dir")
     options = ["--front-end", "kernel", "--device", device, "--linger", "inf"]
-    options += ["--timeout", str(timeout), "--daemon-user", user]
-    options += ["--fail-after", str(fail_after), *showing.options]
+    options += ["--timeout", str(timeout), "--daemon-user", user, *more]
     command = keeper_command(settings, options)
     os.execv(command[0], command)

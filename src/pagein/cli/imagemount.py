@@ -39,6 +39,7 @@ class Wanted:
         trace: str | None = None,
         prefetch: bool = True,
         run: dict[str, Any] | None = None,
+        background: str | None = None,
     ) -> None:
         """`platform` is "" for that of this machine; `trace` is the file of one.
 
@@ -53,6 +54,7 @@ class Wanted:
         self._trace = _packed(trace, room) if trace is not None and prefetch else ""
         self._prefetch = prefetch
         self._run = run
+        self._background = background
         self._asked: Connection | None = None
 
     def begin(self) -> None:
@@ -104,6 +106,7 @@ class Wanted:
             "hosts": self._hosts,
             "auth": _auth(self.source, self._hosts),
             "run": self._run,
+            "background": self._background,
         }
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from pagein.cli.halves import Ask, kept_running, nothing
 from pagein.cli.imagemount import Wanted, mount_image
 from pagein.cli.settings import (
     DEFAULT_CACHE,
+    BackgroundOption,
     CacheDir,
     DaemonUser,
     FailAfter,
@@ -25,6 +26,7 @@ from pagein.cli.settings import (
     Settings,
     StateDir,
     TraceOption,
+    check_background,
     check_user,
     dead_after,
     default_user,
@@ -74,6 +76,7 @@ def mount(
     platform: PlatformOption = "",
     trace: TraceOption = None,
     prefetch: PrefetchOption = True,
+    background: BackgroundOption = None,
     foreground: Annotated[
         bool, typer.Option("--foreground", help="Stay, show progress, unmount at Ctrl-C.")
     ] = False,
@@ -129,7 +132,8 @@ def mount(
         user = check_user(daemon_user or default_user())
         showing = Showing.of(metrics, metrics_port)
         more = [*showing.options, *dead_after(fail_after, timeout)]
-        wanted = Wanted(settings, source, platform, trace, prefetch)
+        wish = check_background(background)
+        wanted = Wanted(settings, source, platform, trace, prefetch, None, wish)
         begin = wanted.begin if image else nothing
         with (
             contextlib.closing(wanted),
@@ -150,18 +154,27 @@ def mount(
                     timeout=timeout,
                 )
             else:
-                _mount_blobs(settings, ask, sources, target, loop, timeout)
+                _mount_blobs(settings, ask, sources, target, loop, timeout, background)
         if foreground:
             _stay(settings, target)
 
 
 def _mount_blobs(
-    settings: Settings, ask: Ask, sources: list[Source], target: str, loop: bool, timeout: float
+    settings: Settings,
+    ask: Ask,
+    sources: list[Source],
+    target: str,
+    loop: bool,
+    timeout: float,
+    background: str | None,
 ) -> None:
     question = {
         "op": "mount",
         "target": target,
-        "blobs": [blob_of(settings, *each, timeout=timeout + 10) for each in sources],
+        "blobs": [
+            blob_of(settings, *each, timeout=timeout + 10, background=background)
+            for each in sources
+        ],
         "loop": "always" if loop else "auto",
     }
     ask(question, 4 * timeout + 30)

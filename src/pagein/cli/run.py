@@ -16,6 +16,7 @@ import typer
 from pagein.cli.halves import Ask, kept_running
 from pagein.cli.imagemount import Wanted, mount_image
 from pagein.cli.settings import (
+    BackgroundOption,
     CacheDir,
     DaemonUser,
     FailAfter,
@@ -25,6 +26,7 @@ from pagein.cli.settings import (
     Settings,
     StateDir,
     TraceOption,
+    check_background,
     check_user,
     dead_after,
     default_user,
@@ -122,6 +124,7 @@ def run(
     platform: PlatformOption = "",
     trace: TraceOption = None,
     prefetch: PrefetchOption = True,
+    background: BackgroundOption = None,
     net: Annotated[Network, typer.Option("--net", help="What network it has.")] = Network.NONE,
     tty: Annotated[
         bool | None,
@@ -161,7 +164,8 @@ def run(
         showing = Showing.of(metrics, metrics_port)
         more = [*showing.options, *dead_after(fail_after, timeout)]
         said = {"command": command, "entrypoint": entrypoint, "workdir": workdir}
-        wanted = Wanted(settings, image, platform, trace, prefetch, said)
+        wish = check_background(background)
+        wanted = Wanted(settings, image, platform, trace, prefetch, said, wish)
 
         def begin() -> None:
             if is_image(image):

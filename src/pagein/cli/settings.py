@@ -147,6 +147,26 @@ PrefetchOption = Annotated[
     ),
 ]
 
+BackgroundOption = Annotated[
+    str | None,
+    typer.Option(
+        "--background",
+        metavar="off|idle|RATE",
+        help="Fetch what nobody has read yet, too: while nobody waits, at RATE bytes per second"
+        " (500k, 10M) at most.",
+        show_default="off",
+    ),
+]
+
+
+def check_background(text: str | None) -> str | None:
+    """`text`, if it is a policy. Raises OSError."""
+    if text is not None:
+        from pagein.daemon.policy import parse_background
+
+        parse_background(text)
+    return text
+
 
 def settings_of(
     ctx: typer.Context,

@@ -56,11 +56,17 @@ def _copy_in(mirror: str, source: str) -> str:
 
 
 def blob_of(
-    settings: Settings, source: str, mirrors: Sequence[str] = (), *, timeout: float
+    settings: Settings,
+    source: str,
+    mirrors: Sequence[str] = (),
+    *,
+    timeout: float,
+    background: str | None = None,
 ) -> dict[str, Any]:
     """The blob of an http(s) URL, a path, or `key:VOLUME/COOKIE`, as the kernel half wants it.
 
-    URLs and paths are looked at by the user half. Raises ControlError in one line.
+    URLs and paths are looked at by the user half, and completed by it as `background` says.
+    Raises ControlError in one line.
     """
     if source.startswith("key:"):
         volume, slash, cookie = source.removeprefix("key:").partition("/")
@@ -71,7 +77,7 @@ def blob_of(
         source = os.path.abspath(source)
     elif not source.startswith(("http://", "https://")):
         raise ControlError(errno.EINVAL, f"{source}: use an http(s) URL or a path")
-    question = {"op": "resolve", "source": source, "mirrors": [*mirrors]}
+    question = {"op": "resolve", "source": source, "mirrors": [*mirrors], "background": background}
     try:
         answer = user_half(settings, question, timeout=timeout)
     except NotListening:

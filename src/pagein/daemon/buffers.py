@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 BUFFER_SIZE: Final = 1 << 20
@@ -69,6 +70,7 @@ class Budget:
         self._held = 0
         self._running: set[object] = set()
         self._urgent: set[object] = set()
+        self._background: set[object] = set()
         self._changes: list[asyncio.Future[None]] = []
 
     # ---- buffers
@@ -130,17 +132,26 @@ class Budget:
             self._urgent.discard(fetch)
         self._changed()
 
-    async def begin(self, fetch: object) -> None:
+    async def begin(self, fetch: object, *, background: bool = False) -> None:
         """Wait until `fetch` may ask its origin: at once if somebody waits for it."""
+        if background:
+            self._background.add(fetch)
         while fetch not in self._urgent and len(self._running - self._urgent) >= self._ahead:
             await self._change()
         self._running.add(fetch)
 
-    def must_yield(self, fetch: object) -> bool:
-        """Whether `fetch` is a prefetch while somebody waits for another fetch."""
-        return bool(self._urgent) and fetch not in self._urgent
+    def must_yield(self, fetch: object, spared: Callable[[object], bool] = lambda _: False) -> bool:
+        """Whether `fetch` is a prefetch while somebody waits for another one, that is not `spared`.
 
-    async def yield_to_demand(self, fetch: object) -> None:
+        Spared is the fetch that it continues: both serve the same reader.
+        """
+        if not self._urgent or fetch in self._urgent:
+            return False
+        return not all(spared(other) for other in self._urgent)
+
+    async def yield_to_demand(
+        self, fetch: object, spared: Callable[[object], bool] = lambda _: False
+    ) -> None:
         """Hold a running prefetch back while it must yield.
 
         Its connection stays open and fills up, so it goes on at once when its turn comes. An
@@ -150,7 +161,7 @@ class Budget:
             raise GaveWay
         self._held += 1
         try:
-            while self.must_yield(fetch):
+            while self.must_yield(fetch, spared):
                 await self._change()
         finally:
             self._held -= 1
@@ -159,7 +170,18 @@ class Budget:
         """`fetch` is over. Harmless if it never began."""
         self._running.discard(fetch)
         self._urgent.discard(fetch)
+        self._background.discard(fetch)
         self._changed()
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is fetched, but in the background."""
+        return bool(self._urgent) or not self._running <= self._background
+
+    async def quiet(self) -> None:
+        """Wait until nothing is."""
+        while self.busy:
+            await self._change()
 
     def _changed(self) -> None:
         changes, self._changes = self._changes, []

@@ -19,8 +19,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Final, Protocol
 
 from pagein.daemon.buffers import Budget, Buffer
+from pagein.daemon.readahead import WINDOW_MAX
 from pagein.daemon.tally import Kind
 from pagein.origins.base import Origin, OriginError
+from pagein.origins.pace import Pace, measured
 from pagein.protocol.messages import PAGE_SIZE
 from pagein.rangeset import RangeSet
 
@@ -46,7 +48,6 @@ _LITTLE: Final = 512 << 10  # bytes of a stream that are worth a write at once
 _PATIENCE: Final = 0.002  # seconds that less than that may wait for more
 _NEXT: Final = 128 << 10  # bytes: what EROFS reads at a time
 _SETTLE: Final = 5.0  # seconds that running writes get when a fetch is cancelled
-_SAMPLE: Final = 256 << 10  # bytes after the first that make a rate worth measuring
 
 
 class CacheError(OSError):
@@ -64,16 +65,17 @@ class Host(Protocol):
     timeout: float
     stall: float
     requests: int
-    speed: float | None  # bytes per second of the origin, as far as known
+    pace: Pace
+
+    @property
+    def speed(self) -> float | None:
+        """Bytes per second of the origin, as far as known."""
 
     def ends(self, start: int, end: int) -> list[Then]:
         """What to call when [start, end) is in the cache: it completes their reads."""
 
     def landed(self, start: int, end: int, kind: Kind) -> None:
         """[start, end), fetched for a reason of `kind`, is in the cache now."""
-
-    def rate(self, received: int, seconds: float) -> None:
-        """So many bytes came in such a time, our own waits included."""
 
 
 class Fetch:
@@ -101,7 +103,7 @@ class Fetch:
         """Fetch and write everything; raises what stopped it, after its writes have ended."""
         budget = self._host.budget
         try:
-            await budget.begin(self)
+            await budget.begin(self, background=self.kind is Kind.BACKGROUND)
             async with AsyncExitStack() as stack:
                 missing = await self._missing(stack)
                 try:
@@ -142,7 +144,10 @@ class Fetch:
         length = min(end, self._host.size) - start
         self._base, self._sent, self._filled = start, 0, 0
         self._host.requests += 1
-        stream = self._host.origin.stream(start, length)
+        origin = self._host.origin
+        stream = origin.stream(start, length)
+        if not origin.decodes:
+            stream = measured(self._host.pace, stream)
         try:
             received = await self._receive(stream, length)
             if received != length:
@@ -156,20 +161,17 @@ class Fetch:
 
     async def _receive(self, stream: AsyncIterator[bytes | memoryview], length: int) -> int:
         loop = asyncio.get_running_loop()
-        received = first = 0
-        begun = 0.0
+        received = 0
         timer = asyncio.timeout(self._host.stall)
         try:
             async with timer:
                 async for chunk in stream:
-                    if not received:
-                        begun, first = loop.time(), len(chunk)
                     received += len(chunk)
                     if not chunk or received > length:
                         break
                     timer.reschedule(None)  # what follows waits for us, not for the origin
                     await self._store(memoryview(chunk))
-                    if not self.along and self._host.budget.must_yield(self):
+                    if not self.along and self._host.budget.must_yield(self, self._goes_on):
                         await self._park()
                     timer.reschedule(loop.time() + self._host.stall)
         except TimeoutError as exc:
@@ -177,8 +179,6 @@ class Fetch:
                 raise
             cause = f"{self._host.origin}: no data for {self._host.stall:g} s"
             raise OriginError(errno.ETIMEDOUT, cause, retry=True) from exc
-        if received - first >= _SAMPLE and (seconds := loop.time() - begun) > 0:
-            self._host.rate(received - first, seconds)
         return received
 
     async def _store(self, chunk: memoryview) -> None:
@@ -199,10 +199,20 @@ class Fetch:
             self._buffer = await self._host.budget.take()
         return self._buffer
 
+    def _goes_on(self, other: object) -> bool:
+        """Whether it brings what the reader of `other` will want next: then it need not yield."""
+        if (
+            self.kind is Kind.BACKGROUND
+            or not isinstance(other, Fetch)
+            or other._host is not self._host
+        ):
+            return False
+        return 0 <= self.start - other.end < WINDOW_MAX
+
     async def _park(self) -> None:
         """Let others go first, without holding a buffer that they may need."""
         rest = self._retire()
-        await self._host.budget.yield_to_demand(self)
+        await self._host.budget.yield_to_demand(self, self._goes_on)
         await self._store(memoryview(rest))
 
     def _retire(self) -> bytes:

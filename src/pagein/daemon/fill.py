@@ -26,6 +26,7 @@ from pagein.daemon.fetch import Claim, Failure, Fetch, Then, Waiting, Write, wan
 from pagein.daemon.readahead import WINDOW_MAX, Policy
 from pagein.daemon.tally import Cause, Kind, Tally
 from pagein.origins.base import Origin
+from pagein.origins.pace import pace_of
 from pagein.origins.retry import Backoff
 from pagein.protocol.messages import PAGE_SIZE
 from pagein.rangeset import RangeSet
@@ -50,7 +51,7 @@ class Fill:
         requests: how often the origin was asked.
         errors: reads that failed.
         last_error: text of the last failure of a read, or None.
-        speed: bytes per second of the origin, smoothed, or None.
+        pace: how fast the server is that the origin's bytes come from.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Fill:
         self._fetches: dict[Fetch, asyncio.Task[None]] = {}
         self._reads: set[Waiting] = set()
         self._failures = RecentFailures()
-        self.speed: float | None = None
+        self.pace = pace_of(origin.server)
         self._calm_until = 0.0
         self._closed = False
 
@@ -157,11 +158,34 @@ class Fill:
         Cancelled, it just stops waiting. There is no deadline but those of the fetches.
         """
         self.prefetch(off, length)
+        return await self._over(off, length)
+
+    async def background(self, off: int, length: int) -> bool:
+        """As `prefetched`, after all of that: for who completes the blob."""
+        self._check_open()
+        self._launch(*self.pages(off, length), Kind.BACKGROUND)
+        return await self._over(off, length)
+
+    async def _over(self, off: int, length: int) -> bool:
         start, end = self.pages(off, length)
         tasks = [task for each, task in self._fetches.items() if each.overlaps(start, end)]
         if tasks:
             await asyncio.wait(tasks)
         return self.covers(off, length)
+
+    def missing(self, start: int) -> tuple[int, int] | None:
+        """The first range from `start` on that is neither here nor on its way."""
+        end = self.pages(0, self.size)[1]
+        while start < end and (gap := self.present.first_gap(start, end)) is not None:
+            if (free := self._inflight.first_gap(*gap)) is not None:
+                return free
+            start = gap[1]
+        return None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of the blob is here."""
+        return self.present.covers(*self.pages(0, self.size))
 
     # ---- for the owner
 
@@ -310,14 +334,19 @@ class Fill:
     # ---- fetching
 
     def _start_plan(self, off: int, length: int, now: float) -> None:
-        window = WINDOW_MAX
+        window, start = WINDOW_MAX, self.pace.round_trip
         if self.speed is not None:
             window = max(_WINDOW_LEAST, int(min(self.speed * _WINDOW_SECONDS, WINDOW_MAX)))
+        if start is not None:
+            start = int(start * self.origin.density)
         with self._lock:
-            plan = self._policy.plan(off, length, self.present, self._inflight, limit=window)
+            plan = self._policy.plan(
+                off, length, self.present, self._inflight, limit=window, round_trip=start
+            )
         self._launch(*plan.demand)
-        if plan.ahead is not None and now >= self._calm_until:
-            self._launch(*plan.ahead, Kind.AHEAD)
+        if now >= self._calm_until:
+            for ahead in plan.ahead:
+                self._launch(*ahead, Kind.AHEAD)
 
     def _launch(
         self, start: int, end: int, kind: Kind = Kind.DEMAND, *, along: bool = False
@@ -387,10 +416,10 @@ class Fill:
         self.fetched += end - start
         self._arrived(start, end)
 
-    def rate(self, received: int, seconds: float) -> None:
-        """Called by a fetch: `received` bytes came within `seconds`."""
-        speed = received / seconds
-        self.speed = speed if self.speed is None else (3 * self.speed + speed) / 4
+    @property
+    def speed(self) -> float | None:
+        """Bytes per second that the origin can give, as far as that is known."""
+        return None if self.pace.rate is None else self.pace.rate * self.origin.density
 
     def _arrived(self, start: int, end: int) -> None:
         with self._lock:

@@ -59,6 +59,8 @@ class Daemon:
         claims: Callable[[bytes, bytes], Claim] | None = None,
         opened: Callable[[Blob], None] | None = None,
         tally: Tally | None = None,
+        closed: Callable[[Blob], None] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         """Nothing is opened before `run`.
 
@@ -74,8 +76,11 @@ class Daemon:
                 that fill the same cache; None where the cache is one kernel half's alone.
             opened: told of each OPEN that was answered, with the blob it is of.
             tally: what is counted over all blobs; it outlives the daemon.
+            closed: told of each blob that no object has open any more.
+            budget: limits of memory and of what is fetched ahead, shared with others.
         """
         self._opened = opened
+        self._closed = closed
         self._tally = Tally() if tally is None else tally
         self._claims = claims
         self._given = device
@@ -85,7 +90,7 @@ class Daemon:
         self._opener = Opener(origin, timeout)
         self._objects = ObjectTable()
         self._at_hand = AtHand(self._objects)
-        self._budget = Budget()
+        self._budget = Budget() if budget is None else budget
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -330,6 +335,8 @@ class Daemon:
         """CLOSE: close all fds of an object; with the last object of a blob its fetches end."""
         fds, blob = self._objects.detach(object_id)
         if blob is not None:
+            if self._closed is not None:
+                self._closed(blob)
             if blob.seeding is not None:
                 blob.seeding.cancel()
             await blob.fill.close()

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import concurrent.futures.thread  # noqa: F401  what is imported lazily, see below
 import contextlib
+import ctypes
 import encodings.idna  # noqa: F401
 import errno
 import logging
@@ -31,17 +32,22 @@ from pagein.control import Answer, listen, message_of
 from pagein.controlserver import ControlServer
 from pagein.daemon import stats
 from pagein.daemon.answers import count_answers
+from pagein.daemon.background import Background
+from pagein.daemon.buffers import Budget
 from pagein.daemon.device import DEVICE_LOST, Device, DeviceDead
 from pagein.daemon.filedevice import FileDevice
 from pagein.daemon.handover import device_from
 from pagein.daemon.images import Images
 from pagein.daemon.loop import Daemon, raise_fd_limit
 from pagein.daemon.objects import Blob
+from pagein.daemon.policy import OFF
 from pagein.daemon.privileges import give_up_privileges
 from pagein.daemon.records import Records
 from pagein.daemon.secrets import Secrets
 from pagein.daemon.shown import Shown
+from pagein.daemon.statefile import StateFile
 from pagein.daemon.tally import Now, Tally
+from pagein.daemon.wishes import Wishes
 from pagein.images.layerblob import LayerBlob, load_record
 from pagein.images.layers.inflate import library
 from pagein.origins import Identity, Origin, OriginError, open_origin, redact, resolve
@@ -55,6 +61,7 @@ log = logging.getLogger("pagein.daemon")
 RECORDS = "origins"
 IMAGES = "images"
 SECRETS = "secrets"
+WISHES = "background"
 
 
 class Process:
@@ -64,11 +71,19 @@ class Process:
     """
 
     def __init__(
-        self, *, cache: str, timeout: float, fail_after: float, secrets_fd: int, shown: Shown
+        self,
+        *,
+        cache: str,
+        timeout: float,
+        fail_after: float,
+        secrets_fd: int,
+        shown: Shown,
+        background: str = OFF,
     ) -> None:
         """`secrets_fd` is the directory that holds credentials, -1 for none.
 
-        `fail_after`: see `origins.session`.
+        `fail_after`: see `origins.session`. `background` is for the blobs that nobody wished
+        anything for.
         """
         self.shown = shown
         self.cache = cache
@@ -85,6 +100,10 @@ class Process:
             session=self.session,
             find=self._find,
         )
+        self.budget = Budget()
+        self.background = Background(self.budget)
+        wishes = StateFile(secrets_fd, WISHES)
+        self.wishes = Wishes(self.background, wishes, self._find, default=background)
         self.tally = Tally()
         count_answers(self.session.client, self.tally)
         self.daemon: Daemon | None = None
@@ -115,7 +134,9 @@ class Process:
             self._origin,
             cache=self.cache,
             timeout=self.timeout,
-            opened=self.images.opened,
+            opened=self._opened,
+            closed=self.wishes.closed,
+            budget=self.budget,
             tally=self.tally,
         )
         try:
@@ -130,6 +151,10 @@ class Process:
         if isinstance(identity, LayerBlob):
             return await self.images.open(identity)
         return open_origin(identity, timeout=self.timeout, session=self.session)
+
+    def _opened(self, blob: Blob) -> None:
+        self.images.opened(blob)
+        self.wishes.opened(blob)
 
     def _find(self, cookie: bytes) -> Blob | None:
         """The blob of a cookie key, if it is open."""
@@ -146,7 +171,18 @@ class Process:
         identity = replace(identity, mirrors=mirrors)
         loop = asyncio.get_running_loop()
         key = await loop.run_in_executor(None, self.records.keep, identity)
+        if question.get("background"):
+            self.wishes.wish(key.decode(), question["background"])
         return {"cookie": key.decode(), "size": identity.size, "source": redact(identity.source)}
+
+    async def image(self, question: dict[str, Any]) -> Answer:
+        """As `Images.image`; with `background`, what is wished for its blobs."""
+        answer = await self.images.image(question)
+        if answer["done"] and question.get("background"):
+            for layer in answer["layers"]:
+                for blob in layer["blobs"]:
+                    self.wishes.wish(blob["cookie"], question["background"])
+        return answer
 
     async def _resolve(self, source: str, mirrors: tuple[str, ...]) -> Any:
         """Its identity now; when it cannot be reached, the last one that was seen.
@@ -217,7 +253,7 @@ async def _run(process: Process, control: socket.socket, device: Awaitable[Devic
         loop.add_signal_handler(number, process.stop)
     handlers = {
         "resolve": process.resolve,
-        "image": process.images.image,
+        "image": process.image,
         "status": process.status,
         "translate": process.translate,
     }
@@ -229,6 +265,7 @@ async def _run(process: Process, control: socket.socket, device: Awaitable[Devic
     finally:
         await process.shown.close()
         await server.close()
+        await process.background.close()
         await process.images.close()
         await process.session.close()
 
@@ -242,11 +279,12 @@ def serve(
     fail_after: float,
     user: str,
     metrics: Sequence[int] = (),
+    background: str = OFF,
 ) -> None:
     """Serve the device at `path` until SIGTERM or SIGINT. Raises OSError for the user.
 
     Answers on the Unix socket `control`; becomes `user` once the device is open. `metrics` are fds
-    of sockets to serve those on, and are taken over.
+    of sockets to serve those on, and are taken over. `background` is for all blobs.
     """
 
     async def run() -> None:
@@ -270,6 +308,7 @@ def serve(
                 fail_after=fail_after,
                 secrets_fd=secrets,
                 shown=shown,
+                background=background,
             )
             await _run(process, sock, _there(device))
 
@@ -297,8 +336,23 @@ def _become(user: str, cache: str, state_dir: str, *, with_parent: bool) -> int:
     return fd
 
 
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+
+
+def _give_memory_back() -> None:
+    """Have glibc return large blocks to the system when they are freed, and share its arenas.
+
+    Spans and batches of a MiB come and go in several threads; each would keep what it once had.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # of glibc
+        mallopt(_M_MMAP_THRESHOLD, 512 << 10)
+        mallopt(_M_ARENA_MAX, 2)
+
+
 def main() -> int:
     """The process that the keeper starts; its exit status."""
+    _give_memory_back()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s user-half %(message)s")
     parser = argparse.ArgumentParser(prog="pagein.daemon")
     parser.add_argument("--device", required=True)
@@ -311,6 +365,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, required=True)
     parser.add_argument("--fail-after", type=float, required=True)
     parser.add_argument("--user", required=True)
+    parser.add_argument("--background", default=OFF)
     options = parser.parse_args()
     raise_fd_limit()
 
@@ -322,6 +377,7 @@ def main() -> int:
             timeout=options.timeout,
             fail_after=options.fail_after,
             secrets_fd=secrets,
+            background=options.background,
             shown=shown,
         )
         with (

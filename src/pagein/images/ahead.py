@@ -91,6 +91,7 @@ class Ahead(Origin):
 
     def __init__(self, origin: Origin, traffic: Traffic) -> None:
         self._origin = origin
+        self.server = origin.server
         self._traffic = traffic
         self._downloads: list[_Download] = []
         self.closed = False

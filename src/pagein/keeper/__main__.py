@@ -27,6 +27,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fail-after", type=float, default=30.0)
     parser.add_argument("--linger", type=float, default=3.0)
     parser.add_argument("--daemon-user", default="nobody")
+    parser.add_argument("--background", default="off")
     parser.add_argument("--no-daemon", action="store_true")
     parser.add_argument("--metrics", action="store_true")
     parser.add_argument("--metrics-port", help="besides, for HTTP over TCP: [ADDRESS:]PORT")

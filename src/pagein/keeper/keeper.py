@@ -149,6 +149,7 @@ def user_half(keeper: AnyKeeper, device: str, hopeless: int | None = None) -> Ha
     command += ["--state-dir", options.state_dir]
     command += ["--timeout", str(options.timeout), "--user", options.daemon_user]
     command += ["--fail-after", str(options.fail_after)]
+    command += ["--background", options.background]
     fds = [held.daemon_control]
     if shown is not None:
         command += shown.user_half

@@ -101,6 +101,15 @@ class Origin(ABC):
     guided: bool = False
     """Whether somebody knows what will be read next: then nobody needs to guess."""
 
+    server: str = ""
+    """A name for where the bytes come from: who has the same one shares its link."""
+
+    density: float = 1.0
+    """Bytes of it for each byte that comes from `server`."""
+
+    decodes: bool = False
+    """Whether its bytes are made of others: how fast those come is measured where they are read."""
+
     @abstractmethod
     async def size(self) -> int:
         """The blob's size in bytes; OSError when it cannot be had."""

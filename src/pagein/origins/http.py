@@ -93,6 +93,7 @@ class HttpOrigin(Origin):
     ) -> None:
         self._identity = identity
         self._target = Target(identity.source, name)
+        self.server = str(self._target.url.origin())
         self._session = session
         self._own_session = session is None
         self._closed = False

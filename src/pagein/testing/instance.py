@@ -65,12 +65,15 @@ class Instance:
             raise CommandFailed(f"pagein {arguments[0]}: {(ran.stderr or ran.stdout).strip()}")
         return ran.stdout
 
-    def mount(self, sources: Sequence[str], target: Path) -> None:
-        """Mount an image, metadata or single file first, on the existing directory `target`."""
+    def mount(self, sources: Sequence[str], target: Path, *more: str) -> None:
+        """Mount an image, metadata or single file first, on the existing directory `target`.
+
+        `more`: further options of `pagein mount`.
+        """
         primary, *devices = sources
         options = [word for device in devices for word in ("--device", device)]
         self._targets.append(target)
-        self.run("mount", primary, *options, target)
+        self.run("mount", primary, *options, *more, target)
 
     def umount(self, target: Path) -> None:
         """Unmount; with the last mount the processes end."""

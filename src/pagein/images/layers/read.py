@@ -34,6 +34,8 @@ class LayerOrigin(Origin):
     `kept` is where decoded spans are kept. The index stays its opener's.
     """
 
+    decodes = True
+
     def __init__(self, index: Index, origin: Origin, kept: Kept | None = None) -> None:
         self._index = index
         self._origin = origin
@@ -41,6 +43,8 @@ class LayerOrigin(Origin):
         self._size = index.header.blob_size
         self.watcher: Callable[[int, int], None] | None = None
         """Told of each range that somebody waits for."""
+        self.server = origin.server
+        self.density = max(1.0, self._size / max(1, index.header.layer.size))
 
     def __str__(self) -> str:
         return f"layer {self._index.header.layer.digest} from {self._origin}"

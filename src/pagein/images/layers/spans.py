@@ -23,6 +23,7 @@ from pagein.images.layers.guesses import Guesses
 from pagein.images.layers.index import Place
 from pagein.images.layers.turns import Turns
 from pagein.origins.base import Origin, OriginError
+from pagein.origins.pace import measured, pace_of
 
 KEPT: Final = 64 << 20
 """Bytes of spans that are kept, over all layers of a process: an image may have a hundred."""
@@ -265,7 +266,8 @@ class Transfer:
     async def _receive(self) -> None:
         at, end = self._spans[0].at, self._spans[-1].end
         first = 0
-        async with closing(self._origin.stream(at, end - at)) as pieces:
+        stream = measured(pace_of(self._origin.server), self._origin.stream(at, end - at))
+        async with closing(stream) as pieces:
             async for piece in pieces:
                 for span in self._spans[first:]:
                     span.receive(at, piece)
