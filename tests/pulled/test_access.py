@@ -16,6 +16,7 @@ from tests.images.servers import basic_header
 from tests.pulled.front import Asked, Front, Reply, Storage, TokenRoute, redirect_layers, status
 from tests.pulled.misbehaving import (
     MIDDLE,
+    ORDER,
     Mounted,
     Pushed,
     content,
@@ -95,20 +96,21 @@ def test_tokens(
             counted = link.ask("counters")
             assert 2 < counted["sequence"] <= MOST_IN_SEQUENCE, counted
             assert tokens.asked == ["repository:indexed:pull"]
-            assert piece(file_in(pagein, 0)) == right(0)
+            first, *others, last = *ORDER[:9], ORDER[-1]
+            assert piece(file_in(pagein, first)) == right(first)
             # As if it had expired: docker-registry itself says what it wants instead.
             front.revoked |= front.authorizations()
             with ThreadPoolExecutor(4) as readers:
-                paths = [file_in(pagein, number) for number in range(2, 10)]
-                assert list(readers.map(piece, paths)) == [right(n) for n in range(2, 10)]
+                paths = [file_in(pagein, number) for number in others]
+                assert list(readers.map(piece, paths)) == [right(n) for n in others]
             assert len(tokens.asked) == 2
             # A token server that refuses is an error that says so.
             front.revoked |= front.authorizations()
             tokens.authorization = "nobody's"
-            assert read_errno(file_in(pagein, 11), MIDDLE) == errno.EIO
+            assert read_errno(file_in(pagein, last), MIDDLE) == errno.EIO
             assert "were refused: docker login again" in pagein.log()
             tokens.authorization = basic_header()
-            assert wait_for(lambda: piece(file_in(pagein, 11))) == right(11)
+            assert wait_for(lambda: piece(file_in(pagein, last))) == right(last)
             pagein.umount()
     assert pushed.check(pagein)
 
