@@ -138,8 +138,7 @@ VARIANTS: dict[str, Encode] = {
 def tar_of_text(draw: random.Random, size: int) -> bytes:
     """Files of this project, again and again, with changes: what a layer looks like."""
     out = io.BytesIO()
-    project = Path(__file__).parents[2]
-    sources = sorted(path for part in ("src", "tests") for path in (project / part).rglob("*.py"))
+    sources = sorted(Path(__file__).parents[2].rglob("*.py"))
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
         while out.tell() < size:
             content = bytearray(draw.choice(sources).read_bytes())
