@@ -43,11 +43,14 @@ def packed(content: bytes, log: int = 14, sizes: tuple[int, ...] = (9000, 7000, 
 
 
 def layer(size: int, directory: Path) -> Indexed:
-    """With its index."""
-    made = Indexed(packed(zstdencoders.tar_of_text(random.Random(1), size)), directory / "index")
-    with made.opened() as index:
-        assert sum(bool(index.point(number).window) for number in range(index.points)) >= 3
-    return made
+    """With its index: of `size` bytes, or more, until three points have a window."""
+    while True:
+        content = zstdencoders.tar_of_text(random.Random(1), size)
+        made = Indexed(packed(content), directory / "index")
+        with made.opened() as index:
+            if sum(bool(index.point(number).window) for number in range(index.points)) >= 3:
+                return made
+        size += 20_000
 
 
 def points_of(data: bytes) -> tuple[bytes, list[Point]]:

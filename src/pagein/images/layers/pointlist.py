@@ -23,7 +23,7 @@ _DEAR: Final = PACKED_INTERVAL // 64
 _DEAR_MOST: Final = 20
 """Dear ones may take a 20th of the layer before spans become longer than `_DEAR_REACH`."""
 
-_DEAR_REACH: Final = 3 << 20
+_DEAR_REACH: Final = 1_850_000
 """Bytes of the layer that a span may have so that dear points take only a 50th of it."""
 
 _AHEAD: Final = 4 << 20  # bytes that they may take beyond that while the layer comes
@@ -93,7 +93,7 @@ def _without_dear(points: list[_Packed], layer_size: int) -> list[_Packed]:
     reach = _DEAR_REACH
     points = _up_to(points, layer_size, layer_size // _MOST, reach)
     while _size(points) > layer_size // _DEAR_MOST and reach < layer_size:
-        reach *= 2
+        reach += reach // 4
         points = _up_to(points, layer_size, layer_size // _DEAR_MOST, reach)
     return points
 

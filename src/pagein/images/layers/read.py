@@ -125,7 +125,8 @@ class LayerOrigin(Origin):
         if not wanted:
             return start, end
         first = index.point_before(wanted[0].position)
-        last = index.point_before(wanted[-1].position + wanted[-1].length - 1)
+        until = wanted[-1].position + wanted[-1].length
+        last = index.point_before(until - 1)
         low, high = index.point_out(first), index.point_out(last + 1)
         if first < 0 or high - low > WHOLE:
             return start, end
@@ -138,6 +139,8 @@ class LayerOrigin(Origin):
             begin += chunk
         if stop > inside[1] and not self._tar.has(last + 1):
             stop = inside[1] // chunk * chunk
+        if last == first + 1 and not self._tar.has(first) and self._tar.begins(last, until):
+            stop = end
         return min(start, begin), max(end, stop)
 
     def _until(self, start: int, end: int) -> int:

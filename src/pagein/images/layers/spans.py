@@ -82,6 +82,8 @@ class Span:
         self.at, self.end = place.start, place.end
         """What of the layer is still to be received."""
         self.users = 0
+        self.reach = 0
+        """How much of it what was asked for should give, if that was not all."""
         self.error: Exception | None = None
         self.transfer: Transfer | None = None
         self.guess: int | None = None
@@ -118,7 +120,7 @@ class Span:
         """What it has of [start, end) in the tar, as it comes: offsets, and the bytes there.
 
         OSError as the origin, LayerError when what it gave cannot be decoded. Somebody must have
-        begun a transfer of what is missing.
+        begun a transfer of what is missing; it ends early if that was of too little.
         """
         have = max(0, start - self.out)
         end = min(end - self.out, self.size)
@@ -127,6 +129,8 @@ class Span:
             self._want()
             while have < end:
                 if self._filled <= have:
+                    if self._idle:
+                        return
                     await self._change()
                     continue
                 filled = min(self._filled, end)
@@ -134,6 +138,12 @@ class Span:
                 have = filled
         finally:
             self.users -= 1
+
+    @property
+    def _idle(self) -> bool:
+        """Whether more will come only if somebody asks for it."""
+        working = self.transfer is not None or self._packed or self._decoding is not None
+        return self.at < self.end and not working and self.error is None
 
     async def _change(self) -> None:
         """Until there is more; raises what went wrong."""
@@ -167,9 +177,10 @@ class Span:
     def fail(self, error: Exception) -> None:
         """Those who wait get `error`."""
         self.error = error
-        self._tell()
+        self.tell()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Those who wait look again."""
         for future in self._news:
             if not future.done():
                 future.set_result(None)
@@ -190,7 +201,7 @@ class Span:
             while self._packed and self._filled < self.size:
                 packed, self._packed = b"".join(self._packed), []
                 self._filled = await asyncio.to_thread(self._unpack, packed)
-                self._tell()
+                self.tell()
         except Exception as error:
             self.fail(error)
         finally:
@@ -224,9 +235,11 @@ class Transfer:
         origin: Origin,
         kept: Kept,
         tasks: set[asyncio.Task[None]],
+        end: int | None = None,
     ) -> None:
-        """Begin it; it stands in `tasks` while it runs."""
+        """Begin it; it stands in `tasks` while it runs. It ends at `end`, or that of the last."""
         self._spans = spans
+        self._end = spans[-1].end if end is None else end
         self._origin = origin
         self._kept = kept
         for span in spans:
@@ -262,9 +275,11 @@ class Transfer:
                 span.transfer = None
                 if error is not None and span.at < span.end:
                     span.fail(error)
+                else:
+                    span.tell()
 
     async def _receive(self) -> None:
-        at, end = self._spans[0].at, self._spans[-1].end
+        at, end = self._spans[0].at, self._end
         first = 0
         stream = measured(pace_of(self._origin.server), self._origin.stream(at, end - at))
         async with closing(stream) as pieces:

@@ -1,7 +1,8 @@
 """Bytes of a layer's tar, out of the compressed layer, from the nearest point of the index on.
 
 Spans are fetched whole and kept (`spans.py`), as many at once as their readers ask for; those too
-large for that are decoded by cursors.
+large for that are decoded by cursors. Who wants the end of one span and the beginning of the next
+gets the first blocks of that one only: else a small read could cost two.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pagein.images.layers.index import Index, Place
 from pagein.images.layers.point import Point
 from pagein.images.layers.spans import Kept, Span, Transfer, own
 from pagein.images.layers.zstd import ZstdDecoder
+from pagein.images.layers.zstd.frames import MAX_BLOCK
 from pagein.origins.base import Origin
 
 WHOLE: Final = 32 << 20
@@ -34,6 +36,7 @@ REQUEST: Final = 4 << 20
 FORESEEN_REQUEST: Final = 512 << 10
 """The same, for what is only said to be read soon."""
 
+_LITTLE = 32 << 10  # bytes of the layer: blocks differ
 _SKIP = 1 << 20  # bytes of headers that are cheaper passed over than asked for anew
 
 Part = tuple[int, bytes | memoryview]
@@ -62,6 +65,17 @@ class TarBytes:
         """Whether all of a span is in memory."""
         span = self._spans.get(number)
         return span is not None and span.complete
+
+    def begins(self, number: int, until: int) -> bool:
+        """Whether of a span that is not here so little is wanted, up to `until` in the tar, that
+        behind the one before it only its first blocks are fetched."""
+        out, after = self._index.point_out(number), self._index.point_out(number + 1)
+        return (
+            self._index.header.compression is Compression.ZSTD
+            and number not in self._spans
+            and after - out <= WHOLE
+            and until - out + MAX_BLOCK <= (after - out) // 4
+        )
 
     async def clear(self) -> None:
         """End all requests, and forget everything."""
@@ -104,11 +118,16 @@ class TarBytes:
                 async for part in found:
                     yield part
             return
-        span = await self._provide(number, max(end, until))
+        have, end = max(start, out), min(end, after)
+        until = max(until, end)
         try:
-            async with aclosing(span.parts(start, end)) as decoded:
-                async for piece in decoded:
-                    yield piece
+            while have < end:
+                span = await self._provide(number, until)
+                async with aclosing(span.parts(have, end)) as decoded:
+                    async for at, piece in decoded:
+                        yield at, piece
+                        have = at + len(piece)
+                until = max(until, after)  # if what was asked for did not give it
         finally:
             self._kept.shrink()
 
@@ -167,9 +186,10 @@ class TarBytes:
     async def _provide(self, number: int, until: int) -> Span:
         """A span that is here or on its way; so are those that follow, as far as `until`."""
         last = max(number, self._index.point_before(until - 1))
-        while (first := self._missing(number, last)) is not None:
+        while (first := self._missing(number, last, until)) is not None:
             places = await asyncio.to_thread(self._places, first, last + 1)
-            self._transfer([place for place in places if self._lacks(place.number)], last)
+            places = [place for place in places if self._lacks(place.number, until)]
+            self._transfer(places, last, until=until if first == last - 1 else None)
         span = self._spans[number]
         self._kept.touch(span, self._spans)
         if span.foreseen:
@@ -193,30 +213,37 @@ class TarBytes:
             places = await asyncio.to_thread(self._places, number, last)
             self._transfer([place for place in places if self._lacks(place.number)], -1, run)
 
-    def _missing(self, number: int, last: int) -> int | None:
+    def _missing(self, number: int, last: int, until: int) -> int | None:
         """The first span from `number` on that nobody fetches yet, if it is due."""
         ahead = 0
         while number <= last and ahead < REQUEST and not self._large(number):
-            if self._lacks(number):
+            if self._lacks(number, until):
                 return number
             ahead += self._spans[number].length  # received or not: it is memory
             number += 1
         return None
 
-    def _lacks(self, number: int) -> bool:
+    def _lacks(self, number: int, until: int | None = None) -> bool:
+        """Whether nobody fetches what it is missing; what lies behind `until` does not matter."""
         span = self._spans.get(number)
-        return span is None or (
-            not span.complete and span.transfer is None and (span.at < span.end or bool(span.error))
-        )
+        if span is None or span.error is not None:
+            return span is None or not (span.complete or span.transfer)
+        if span.complete or span.transfer is not None:
+            return False
+        return span.at < span.end and (until is None or span.out + span.reach < until)
 
     def _large(self, number: int) -> bool:
         return self._index.point_out(number + 1) - self._index.point_out(number) > WHOLE
 
-    def _transfer(self, places: list[Place], last: int, run: int = 0) -> None:
+    def _transfer(
+        self, places: list[Place], last: int, run: int = 0, until: int | None = None
+    ) -> None:
         """Ask for the first of `places`, and for those that follow without a gap.
 
-        Those beyond `last` are guesses, `run` of which came true before.
+        Those beyond `last` are guesses, `run` of which came true before. With `until`, `last` is
+        the second of two spans, and may be asked for in part.
         """
+        end = None
         guesses, spans = self._kept.guesses, list[Span]()
         for place in places:
             known = self._spans.get(place.number)
@@ -226,13 +253,19 @@ class TarBytes:
             guessed = place.number > last
             if guessed and (self._origin.guided or not guesses.allow(place.end - place.start)):
                 break
+            in_part = bool(spans) and until is not None and self.begins(place.number, until)
             spans.append(self._span(place))
+            if in_part and until is not None:
+                spans[-1].reach = until - place.point.out
+                end = _first_blocks(place, spans[-1].reach)
+                guesses.asked(end - place.start)
+                break
             if guessed:
                 spans[-1].guess = run
             else:
                 guesses.asked(spans[-1].length)
         if spans:
-            Transfer(spans, self._origin, self._kept, self._tasks)
+            Transfer(spans, self._origin, self._kept, self._tasks, end)
 
     def _span(self, place: Place) -> Span:
         span = self._spans.get(place.number)
@@ -273,6 +306,13 @@ class TarBytes:
         if place.end > self._index.header.layer.size:
             raise LayerError(f"point {number} of the index lies outside of the layer")
         return place
+
+
+def _first_blocks(place: Place, wanted: int) -> int:
+    """Where in the layer those blocks of a span end, most likely, that give `wanted` bytes."""
+    give = wanted + MAX_BLOCK
+    likely = (place.end - place.start) * give // place.size * 3 // 2 + _LITTLE
+    return min(place.end, place.start + min(likely, give + _LITTLE))
 
 
 def _member(_: int) -> GzipDecoder:

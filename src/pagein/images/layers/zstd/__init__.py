@@ -25,8 +25,9 @@ format calls a dictionary (RFC 8878 5), and by a few bytes put into the first bl
 The dictionary has the repeat offsets and the window, and tables that nobody uses; the header in
 front of the patched blocks is our own. The first use of a point is when it is made: all output for
 which the window can matter, as much as the window is long, is decoded once more with nothing but
-the point, and compared. A point that fails is dropped. So what this rests on is not the reasoning
-above but that comparison, and, for whoever reads, the digests of the chunks in the index.
+the point, and compared; where no block refers to anything, the blocks that are changed. A point
+that fails is dropped. So what this rests on is not the reasoning above but that comparison, and,
+for whoever reads, the digests of the chunks in the index.
 
 Why stencils: the literals of a block do not matter for what its sequences copy from where. Without
 them there is no Huffman table to be patched, and what came from the window needs no second decoding

@@ -21,6 +21,7 @@ from pagein.images.layers.zstd.state import State
 from pagein.images.layers.zstd.synthetic import JUNK, Reps
 
 _GAP = 16  # bytes between two ranges that are kept as well: less than naming both
+_TRIED = 1 << 20  # bytes of blocks that are tried where none refers to any other
 _ALWAYS = 16  # the last bytes of a window: stencils have something else there
 
 Piece = tuple[int, bytes]
@@ -100,7 +101,14 @@ class Checkpoint:
         kept = b"".join(_cut(before, [(base + start, base + end) for start, end in ranges]))
         splices = tuple(self.patches.splices)
         made = State(self._checked, self._window, self.reps, length, splices, runs, kept)
-        if not _right(made, [block for block, _ in blocks], after, size):
+        if _refers(blocks):
+            right = _right(made, [block for block, _ in blocks], after, size)
+        else:  # to nothing: what has to be tried is what changes
+            changed = self.at + (splices[-1].at if splices else 0)
+            first = [block for block, _ in blocks if block.at - self.at < _TRIED]
+            first += [block for block, _ in blocks[len(first) :] if block.at <= changed]
+            right = _right(made, first, after, None if len(first) < len(blocks) else size)
+        if not right:
             raise Unfit("it gives something else")
         return made
 
@@ -112,7 +120,7 @@ class Checkpoint:
         size: int,
     ) -> list[tuple[int, int]]:
         """What of the `have` bytes before it is needed, as ranges of them."""
-        if not any(parts is not None and parts.amount for _, parts in blocks):
+        if not _refers(blocks):
             return []
         body = _stencils(blocks, self.reps, self._tables)
         labels = planes(have)
@@ -140,8 +148,16 @@ def _stencils(blocks: Sequence[tuple[Block, Sections | None]], reps: Reps, table
     return b"".join(parts)
 
 
-def _right(made: State, blocks: Sequence[Block], after: Sequence[Piece], size: int) -> bool:
-    """Whether entering there gives what the blocks really gave."""
+def _refers(blocks: Sequence[tuple[Block, Sections | None]]) -> bool:
+    """Whether one of them copies anything from anywhere."""
+    return any(parts is not None and parts.amount for _, parts in blocks)
+
+
+def _right(made: State, blocks: Sequence[Block], after: Sequence[Piece], size: int | None) -> bool:
+    """Whether entering there gives what the blocks really gave: all `size` bytes of `after`.
+
+    None if `blocks` are only those that gave the first of it.
+    """
     splicer = Splicer(made.splices)
     parts = [synthetic.header(made.window, size)]
     for block in blocks:
@@ -149,13 +165,19 @@ def _right(made: State, blocks: Sequence[Block], after: Sequence[Piece], size: i
         parts.append(splicer.feed(head + block.payload))
     parts.append(END)
     dictionary = library().dictionary(made.dictionary())
-    output = library().decode(b"".join(parts), dictionary)
+    frame = b"".join(parts)
+    if size is None:
+        output = library().stream(dictionary).decompress(frame)
+    else:
+        output = library().decode(frame, dictionary)
     at = 0
     for _, data in after:
-        if not output.startswith(data, at):
+        if not output.startswith(data[: len(output) - at], at):
             return False
         at += len(data)
-    return at == len(output)
+        if at >= len(output):
+            break
+    return at == len(output) if size is not None else 0 < len(output) <= at
 
 
 def _cut(pieces: Sequence[Piece], ranges: Sequence[tuple[int, int]]) -> list[bytes]:

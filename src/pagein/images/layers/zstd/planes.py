@@ -8,13 +8,12 @@ three windows of 8 MiB, which differ in nothing but their content (four if they 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from operator import sub
 from typing import Any, Final
 
-from pagein.images.layers.zstd import synthetic
+from pagein.images.layers.zstd import labels, synthetic
 from pagein.images.layers.zstd.frames import END
+from pagein.images.layers.zstd.labels import BASE, BLANK, DIGITS, VALUES
 from pagein.images.layers.zstd.library import library
-from pagein.images.layers.zstd.synthetic import BLANK
 
 LEAST: Final = 1 << 20
 """Bytes: windows of labels are not smaller."""
@@ -23,9 +22,6 @@ STREAM: Final = 4 << 20
 """Places beyond the window: for labels that are put into frames."""
 
 _STRIDE = 3
-_BASE = 255
-_DIGITS: Final = bytes(byte for byte in range(256) if byte != BLANK)
-_VALUES: Final = bytes(max(0, _DIGITS.find(byte)) for byte in range(256))
 
 Body = Sequence[bytes]
 """What a frame has between its header and its end: the same for all planes, or one for each."""
@@ -37,18 +33,18 @@ class Planes:
     def __init__(self, window: int) -> None:
         self.size: Final = max(LEAST, window)
         """Bytes of a window of labels."""
-        self.count: Final = 3 if self.size + STREAM <= _BASE**3 else 4
+        self.count: Final = 3 if self.size + STREAM <= BASE**3 else 4
         few = self.count == 3  # then they are kept: all points need them
         self._kept = [self._dictionary(plane) for plane in range(self.count)] if few else []
 
     def labels(self, plane: int, start: int, end: int) -> bytes:
         """Those of the places from `start` to `end`, in one window."""
-        unit = int(_BASE**plane)
+        unit = int(BASE**plane)
         first, last = start // unit, -(-end // unit)
         if not plane:
-            digits = _DIGITS * (last // _BASE + 1 - first // _BASE)
-            return digits[start % _BASE :][: end - start]
-        digits = b"".join(_DIGITS[n % _BASE : n % _BASE + 1] * unit for n in range(first, last))
+            digits = DIGITS * (last // BASE + 1 - first // BASE)
+            return digits[start % BASE :][: end - start]
+        digits = b"".join(DIGITS[n % BASE : n % BASE + 1] * unit for n in range(first, last))
         return digits[start - first * unit :][: end - start]
 
     def ask(self, bodies: Sequence[Body]) -> list[list[bytes]]:
@@ -66,7 +62,7 @@ class Planes:
         digits = [output[at] for output in outputs]
         if BLANK in digits:
             return -1
-        return sum(_VALUES[digit] * _BASE**plane for plane, digit in enumerate(digits))
+        return sum(VALUES[digit] * BASE**plane for plane, digit in enumerate(digits))
 
     def sources(self, body: bytes, skip: int, size: int, gap: int) -> list[tuple[int, int]]:
         """Which ranges of the window come out, sorted; those no further apart than `gap` are one.
@@ -76,24 +72,15 @@ class Planes:
         taken on either side of where it comes from.
         """
         frame = synthetic.header(self.size, skip + size) + body + END
-        packed = bytearray()
+        samples = bytearray(4 * -(-size // _STRIDE))
         for plane, dictionary in self._dictionaries():
-            sample = library().decode(frame, dictionary)[skip::_STRIDE]
-            column = sample.translate(_VALUES, bytes((BLANK,)))
-            packed = packed or bytearray(4 * len(column))
-            packed[plane::4] = column
-        with memoryview(packed) as view, view.cast("I") as numbers:
-            # Digits to the base of 256: in the same order, and where one is carried one more apart.
-            found = sorted(set(numbers))
-        if not found:
-            return []
-        wide = gap + 2 * _STRIDE - 2
-        breaks = [at for at, apart in enumerate(map(sub, found[1:], found)) if apart > wide]
-        firsts = [found[0], *(found[at + 1] for at in breaks)]
-        lasts = [*(found[at] for at in breaks), found[-1]]
+            output = library().decode(frame, dictionary)
+            labels.put(samples, plane, output, skip, _STRIDE)
+            del output  # it is as large as the window
+        firsts, lasts = labels.runs(samples, self.count, self.size, gap + 2 * _STRIDE - 2)
         reach = _STRIDE - 1
         return [
-            (max(0, _number(first) - reach), min(self.size, _number(last) + reach + 1))
+            (max(0, labels.place(first) - reach), min(self.size, labels.place(last) + reach + 1))
             for first, last in zip(firsts, lasts, strict=True)
         ]
 
@@ -105,8 +92,3 @@ class Planes:
         made, content = synthetic.dictionary(synthetic.START, self.size)
         content[:] = self.labels(plane, 0, self.size)
         return library().dictionary(made)
-
-
-def _number(code: int) -> int:
-    """The place, of its digits as bytes."""
-    return sum(_BASE**plane * (code >> 8 * plane & 255) for plane in range(4))

@@ -7,13 +7,11 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from pagein.images.layers.zstd.frames import MAGIC, MAX_BLOCK, RAW, RLE
+from pagein.images.layers.zstd.labels import BLANK
 from pagein.images.layers.zstd.sections import Sections
 
 Reps = tuple[int, int, int]
 """The three repeat offsets, in bytes; the latest first."""
-
-BLANK: Final = 0x20
-"""What stands for all literals in a stencil, and for nothing else."""
 
 START: Final[Reps] = (1, 4, 8)
 """Those that a frame begins with (RFC 8878 3.1.1.5)."""

@@ -22,9 +22,9 @@ from pagein.images.layers.zstd.sections import Sections
 SPAN: Final = 8 << 20
 """Bytes of output between two points in a frame: at least this, and the frame's window."""
 
-PACKED: Final = 1600 << 10
-"""Bytes of the layer between two points in a frame, and what is decoded at once: with the same
-again for a read that lies in two spans, below 4 MiB."""
+PACKED: Final = 1_600_000
+"""Bytes of the layer between two points in a frame: with what is decoded at once, and the first
+blocks of the next span for a read that lies in both, about 2 MiB."""
 
 _FRAME = 256 << 10  # bytes of output before a frame that begins with a point: these cost nothing
 _BATCH = 256 << 10  # bytes of blocks that are decoded at once, or so
