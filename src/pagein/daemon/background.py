@@ -7,7 +7,7 @@ are here little more than a round trip after they were asked for, and shrinks wh
 (LEDBAT, RFC 6817, does the same with packets). That finds what the link carries in a round trip; a
 request brings about a fifth of it.
 
-While others read now and then, no more is on its way than the link carries in half a round trip, so
+While others read now and then, less is on its way than the link carries in half a round trip, so
 a reader waits half a round trip longer at most, and mostly less.
 
 Of a compressed layer the least that can be asked for is what lies between two points of its index.
@@ -34,7 +34,7 @@ REQUEST_MOST: Final = 4 << 20
 """And at most, on a link that carries much in a round trip."""
 
 _PARTS = 5  # requests that are on their way together, about
-_SHARE = 0.5  # round trips of the link's time that may be on their way among other reads
+_SHARE = 0.4  # round trips of the link's time that may be on their way among other reads
 _QUEUED = 0.4  # round trips that an answer may take beyond one
 _QUEUED_ALONE = 1.5  # the same while nobody else has read anything for a while
 _ALONE = 1.0  # seconds
@@ -185,8 +185,8 @@ class _Window:
         self._rate = max(self._rate, self.pace.rate or 0.0)
         least, limit = 2.0 * REQUEST_LEAST, float(_MOST)
         if not alone:
-            half = _SHARE * (self.pace.rtt or 0.0) * (self._rate or ASSUMED_RATE)
-            limit = max(half, REQUEST_LEAST)
+            share = _SHARE * (self.pace.rtt or 0.0) * (self._rate or ASSUMED_RATE)
+            limit = max(share, REQUEST_LEAST)
         self._adapt(now, _QUEUED_ALONE if alone else _QUEUED, least, limit)
         self._most = min(self._size, limit)
         return self._most
