@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 from tests.daemon.helpers import (
@@ -85,6 +86,58 @@ def test_nothing_is_asked_for_while_a_reader_waits() -> None:
         await background.close()
 
     run(main())
+
+
+class LinkedOrigin(FakeOrigin):
+    """Behind a link: a round trip, and a rate that answers share, one after the other."""
+
+    rtt, rate = 0.1, 25e6
+    pending = most = 0.0  # seconds of the link's time that are on their way
+
+    async def _pieces(self, offset: int, length: int, get: Get) -> AsyncIterator[bytes]:
+        self.pending += length / self.rate
+        self.most = max(self.most, self.pending)
+        await asyncio.sleep(self.rtt)
+        for at in range(0, length, 16 * KIB):
+            count = min(length - at, 16 * KIB)
+            async with self.turn:
+                await asyncio.sleep(count / self.rate)
+            self.pending -= count / self.rate
+            yield self.data[offset + at : offset + at + count]
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.turn = asyncio.Lock()
+
+
+def test_among_reads_no_more_than_half_a_round_trip_of_the_links_time_is_on_its_way() -> None:
+    size = 256 * MIB
+
+    async def main() -> None:
+        origin, budget = LinkedOrigin(bytes(size)), Budget()
+        fill = make_fill(origin, Cache(size), budget=budget)
+        background = Background(budget)
+        background.add(fill, float("inf"))
+        await asyncio.sleep(5.0)
+        assert origin.most > origin.rtt  # alone: the link is full
+        await _pages_read(fill, 0, 10, origin.rtt / 2)
+        before, origin.most = fill.present.total, 0.0
+        await _pages_read(fill, 10, 50, origin.rtt / 2)
+        assert fill.present.total > before + 40 * REQUEST_LEAST  # it goes on
+        itself = 16 * KIB / origin.rate
+        assert origin.most <= origin.rtt / 2 + itself
+        assert not fill.complete
+        background.remove(fill)
+        await background.close()
+        await fill.close()
+
+    run(main())
+
+
+async def _pages_read(fill: Fill, first: int, last: int, pause: float) -> None:
+    for number in range(first, last):
+        await fill.read(fill.size - (number + 1) * MIB, 4 * KIB)
+        await asyncio.sleep(pause)
 
 
 def test_a_rate_is_not_exceeded() -> None:

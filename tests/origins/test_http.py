@@ -5,12 +5,14 @@ import errno
 import logging
 import os
 import socket
+import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from pagein.origins import Identity, OriginError, open_origin, resolve
@@ -142,6 +144,70 @@ def test_a_given_session_stays_open() -> None:
 
 
 # ---- redirects, credentials, proxies ------------------------------------------------------------
+
+
+class KeptConnections:
+    """A server of single bytes that keeps its connections, but gives some up without a word."""
+
+    def __init__(self) -> None:
+        self.connections = self.requests = 0
+        self.drop = False  # the connection of the next request that is not its first
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        fresh = True
+        with suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                self.requests += 1
+                if self.drop and not fresh:
+                    break
+                fresh = False
+                head = "206 Partial Content\r\nContent-Range: bytes 0-0/9\r\nContent-Length: 1"
+                writer.write(f"HTTP/1.1 {head}\r\n\r\nx".encode())
+        writer.close()
+
+
+def with_kept_connections(
+    use: Callable[[KeptConnections, HttpOrigin], Coroutine[Any, Any, None]],
+) -> None:
+    async def main() -> None:
+        kept = KeptConnections()
+        async with await asyncio.start_server(
+            kept.serve, "127.0.0.1", 0, family=socket.AF_INET
+        ) as it:
+            url = f"http://127.0.0.1:{it.sockets[0].getsockname()[1]}/x"
+            async with Session() as session:
+                identity = await resolve(url, timeout=PATIENT, session=session)
+                origin = open_origin(identity, timeout=PATIENT, session=session)
+                assert isinstance(origin, HttpOrigin)
+                await use(kept, origin)
+
+    asyncio.run(main())
+
+
+def test_a_connection_that_was_idle_for_half_a_minute_is_used_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def use(kept: KeptConnections, origin: HttpOrigin) -> None:
+        for later, connections in [(0.0, 1), (30.0, 1), (30.0 + 90.0, 2)]:
+            monkeypatch.setattr(
+                aiohttp.connector, "monotonic", lambda later=later: time.monotonic() + later
+            )
+            assert await origin.read(0, 1) == b"x"
+            assert kept.connections == connections
+
+    with_kept_connections(use)
+
+
+def test_a_kept_connection_that_the_server_gave_up_costs_no_error() -> None:
+    async def use(kept: KeptConnections, origin: HttpOrigin) -> None:
+        assert await origin.read(0, 1) == b"x"
+        kept.drop = True
+        asked = kept.requests
+        assert await origin.read(0, 1) == b"x"
+        assert (kept.requests - asked, kept.connections) == (2, 2)
+
+    with_kept_connections(use)
 
 
 def test_redirects_are_followed_and_lose_credentials_at_another_server() -> None:

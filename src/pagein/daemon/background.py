@@ -5,7 +5,10 @@ of that runs, nothing new is asked for. But what was asked for already is in the
 reader. So it must not queue where the link begins: how much may be on its way grows while answers
 are here little more than a round trip after they were asked for, and shrinks when they take longer
 (LEDBAT, RFC 6817, does the same with packets). That finds what the link carries in a round trip; a
-request brings about a fifth of it. A reader then waits half a round trip longer at most.
+request brings about a fifth of it.
+
+While others read now and then, less is on its way than the link carries in half a round trip, so
+a reader waits half a round trip longer at most, and mostly less.
 
 Of a compressed layer the least that can be asked for is what lies between two points of its index.
 """
@@ -19,7 +22,7 @@ from typing import Final
 
 from pagein.daemon.buffers import Budget
 from pagein.daemon.fill import Fill
-from pagein.origins.pace import Pace
+from pagein.origins.pace import ASSUMED_RATE, Pace
 from pagein.protocol.messages import PAGE_SIZE
 
 log = logging.getLogger("pagein.daemon")
@@ -31,9 +34,10 @@ REQUEST_MOST: Final = 4 << 20
 """And at most, on a link that carries much in a round trip."""
 
 _PARTS = 5  # requests that are on their way together, about
+_SHARE = 0.4  # round trips of the link's time that may be on their way among other reads
 _QUEUED = 0.4  # round trips that an answer may take beyond one
 _QUEUED_ALONE = 1.5  # the same while nobody else has read anything for a while
-_ALONE = 2.0  # seconds
+_ALONE = 1.0  # seconds
 _QUEUED_LEAST = 0.012  # seconds: whoever measures is not always in time
 _LATEST = 4  # answers that show it
 _LESS = 0.8  # times what may be on its way, when they waited longer
@@ -160,31 +164,42 @@ class _Window:
     def __init__(self, pace: Pace) -> None:
         self.pace = pace
         self._size = 2.0 * REQUEST_LEAST
+        self._most = self._size  # of that, at present
+        self._rate = 0.0  # the best that the server has shown: half of a link does not show all
         self._seen = pace.answers
         self._fast = True  # grows fast, until answers have to wait for the first time
         self._again_at = 0.0
 
     def request(self, density: float, rate: float) -> int:
         """Bytes of the blob that one request is to bring; `rate` is what may be used."""
-        size = min(self._size / _PARTS, rate * _SMOOTH) * density
+        size = min(self._most / _PARTS, rate * _SMOOTH) * density
         return int(min(max(size, REQUEST_LEAST), REQUEST_MOST)) & -PAGE_SIZE
 
     @property
     def rate(self) -> float:
         """Bytes per second at which to send requests: all at once would queue at once."""
-        return _HASTE * self._size / max(self.pace.rtt or 0.0, _INSTANT)
+        return _HASTE * self._most / max(self.pace.rtt or 0.0, _INSTANT)
 
     def size(self, now: float, *, alone: bool) -> float:
         """Bytes from the server that may be on their way, as its last answers say."""
-        most = _QUEUED_ALONE if alone else _QUEUED
+        self._rate = max(self._rate, self.pace.rate or 0.0)
+        least, limit = 2.0 * REQUEST_LEAST, float(_MOST)
+        if not alone:
+            share = _SHARE * (self.pace.rtt or 0.0) * (self._rate or ASSUMED_RATE)
+            limit = max(share, REQUEST_LEAST)
+        self._adapt(now, _QUEUED_ALONE if alone else _QUEUED, least, limit)
+        self._most = min(self._size, limit)
+        return self._most
+
+    def _adapt(self, now: float, most: float, least: float, limit: float) -> None:
+        """Grow if the last answers came within `most` round trips beyond one, or else shrink."""
         new, rtt = self.pace.answers - self._seen, self.pace.rtt or 0.0
         if not new or now < self._again_at:
-            return self._size
+            return
         self._seen, self._again_at = self.pace.answers, now + rtt  # until that shows
-        if self.pace.queued(_LATEST) <= max(most * rtt, _QUEUED_LEAST):
+        if self.pace.queued(_LATEST) > max(most * rtt, _QUEUED_LEAST):
+            self._fast = False
+            self._size = max(self._size * _LESS, least)
+        elif self._size < limit:  # what is not used proves nothing
             more = 0.5 if self._fast else 1 / _PARTS
             self._size = min(self._size * (1 + more), _MOST)
-        else:
-            self._fast = False
-            self._size = max(self._size * _LESS, 2.0 * REQUEST_LEAST)
-        return self._size

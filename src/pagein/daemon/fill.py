@@ -16,20 +16,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import threading
 from collections.abc import Iterable
 from typing import Final
 
 from pagein.daemon.buffers import Budget, GaveWay
 from pagein.daemon.failures import RecentFailures, again, text_of
 from pagein.daemon.fetch import Claim, Failure, Fetch, Then, Waiting, Write, wanted
+from pagein.daemon.ranges import Ranges
 from pagein.daemon.readahead import WINDOW_MAX, Policy
 from pagein.daemon.tally import Cause, Kind, Tally
 from pagein.origins.base import Origin
 from pagein.origins.pace import pace_of
 from pagein.origins.retry import Backoff
-from pagein.protocol.messages import PAGE_SIZE
-from pagein.rangeset import RangeSet
 
 log = logging.getLogger("pagein.daemon")
 
@@ -46,7 +44,8 @@ class Fill:
     """Fetches ranges of `origin` and hands them to `write`; belongs to one event loop.
 
     Attributes:
-        present: what is known to be in the cache, in bytes, whole pages.
+        present: what is known to be in the cache, in bytes, whole pages; only to look at.
+        pages: (off, length) to the whole pages that a range touches, as far as the blob has them.
         fetched: bytes given to the cache so far.
         requests: how often the origin was asked.
         errors: reads that failed.
@@ -86,17 +85,15 @@ class Fill:
         self.tally = Tally() if tally is None else tally
         self.timeout = timeout
         self.stall = timeout / 2  # so that there is time for a second try
-        self.present = RangeSet()
+        self._ranges = Ranges(size)
+        self.present = self._ranges.present
+        self.pages = self._ranges.pages
         self.fetched = 0
         self.requests = 0
         self.errors = 0
         self.last_error: str | None = None
         self.name = name
-        # The loop changes `present` and `_inflight`, and `take` looks at them from a thread: both
-        # hold this lock, for no longer than that takes.
-        self._lock = threading.Lock()
         self._policy = Policy(size)
-        self._inflight = RangeSet()
         self._fetches: dict[Fetch, asyncio.Task[None]] = {}
         self._reads: set[Waiting] = set()
         self._failures = RecentFailures()
@@ -126,8 +123,7 @@ class Fill:
         self._check_open()
         if (recent := self._failures.find(self.present.gaps(start, end), now)) is not None:
             raise again(recent)
-        with self._lock:
-            cause = Cause.FETCHED if self._missing(start, end) else Cause.IN_FLIGHT
+        cause = Cause.FETCHED if self._ranges.missing(start, end) else Cause.IN_FLIGHT
         read = Waiting(start, end, then, now)
         self._add(read)
         try:
@@ -175,33 +171,24 @@ class Fill:
 
     def missing(self, start: int) -> tuple[int, int] | None:
         """The first range from `start` on that is neither here nor on its way."""
-        end = self.pages(0, self.size)[1]
-        while start < end and (gap := self.present.first_gap(start, end)) is not None:
-            if (free := self._inflight.first_gap(*gap)) is not None:
-                return free
-            start = gap[1]
-        return None
+        return self._ranges.first_missing(start)
 
     @property
     def complete(self) -> bool:
         """Whether all of the blob is here."""
-        return self.present.covers(*self.pages(0, self.size))
+        return self._ranges.complete
 
     # ---- for the owner
 
     def seed(self, present: Iterable[tuple[int, int]]) -> None:
         """Add byte ranges that were found in the cache; only whole pages of them count."""
-        limit = self.pages(0, self.size)[1]
         for low, high in present:
-            start, end = -(-low // PAGE_SIZE) * PAGE_SIZE, min(high, limit)
-            end = end // PAGE_SIZE * PAGE_SIZE
-            if start < end:
-                self._arrived(start, end)
+            if (whole := self._ranges.within(low, high)) is not None:
+                self._arrived(*whole)
 
     def forget(self, off: int, length: int) -> None:
         """A range is not in the cache any more: fetch it again when it is read."""
-        with self._lock:
-            self.present.discard(*self.pages(off, length))
+        self._ranges.forget(*self.pages(off, length))
 
     @property
     def waits(self) -> list[tuple[float, int, int]]:
@@ -211,6 +198,7 @@ class Fill:
     async def close(self) -> None:
         """Fail the reads, cancel the fetches and wait until their writes have ended."""
         self._closed = True
+        self._ranges.close()
         for read in self._reads:
             read.wake(None)
         tasks = list(self._fetches.values())
@@ -229,18 +217,11 @@ class Fill:
         False: only `read` knows what is to be done. What was taken is in flight until the loop
         calls `settle`, which must happen.
         """
-        with self._lock:
-            if self._closed or self.present.overlaps(start, end):
-                return False
-            if self._inflight.overlaps(start, end):
-                return False
-            self._inflight.add(start, end)
-        return True
+        return self._ranges.take(start, end)
 
     def settle(self, start: int, end: int, *, landed: bool, seconds: float = 0.0) -> None:
         """What was taken is in the cache now, after `seconds`, or is a gap again."""
-        with self._lock:
-            self._inflight.discard(start, end)
+        self._ranges.release(start, end)
         if landed:
             self.requests += 1
             self.tally.reads[Cause.AT_HAND].observe(seconds)
@@ -339,10 +320,7 @@ class Fill:
             window = max(_WINDOW_LEAST, int(min(self.speed * _WINDOW_SECONDS, WINDOW_MAX)))
         if start is not None:
             start = int(start * self.origin.density)
-        with self._lock:
-            plan = self._policy.plan(
-                off, length, self.present, self._inflight, limit=window, round_trip=start
-            )
+        plan = self._ranges.plan(self._policy, off, length, limit=window, round_trip=start)
         self._launch(*plan.demand)
         if now >= self._calm_until:
             for ahead in plan.ahead:
@@ -352,22 +330,13 @@ class Fill:
         self, start: int, end: int, kind: Kind = Kind.DEMAND, *, along: bool = False
     ) -> None:
         """Start a fetch for each part of [start, end) that is neither present nor in flight."""
-        for fetch in [Fetch(self, *gap, kind, along=along) for gap in self._claim(start, end)]:
+        for fetch in [
+            Fetch(self, *gap, kind, along=along) for gap in self._ranges.claim(start, end)
+        ]:
             self._fetches[fetch] = asyncio.create_task(self._run(fetch))
             for read in self._reads:
                 if fetch.overlaps(read.start, read.end):
                     self._join(fetch, read)
-
-    def _claim(self, start: int, end: int) -> list[tuple[int, int]]:
-        with self._lock:
-            gaps = self._missing(start, end)
-            for gap in gaps:
-                self._inflight.add(*gap)
-        return gaps
-
-    def _missing(self, start: int, end: int) -> list[tuple[int, int]]:
-        missing = self.present.gaps(start, end)
-        return [gap for each in missing for gap in self._inflight.gaps(*each)]
 
     async def _run(self, fetch: Fetch) -> None:
         error: Exception | None = None
@@ -383,8 +352,7 @@ class Fill:
     def _ended(self, fetch: Fetch, error: Exception | None) -> None:
         """What the fetch did not bring is a gap again, and its readers decide what to do."""
         del self._fetches[fetch]
-        with self._lock:
-            self._inflight.discard(fetch.start, fetch.end)
+        self._ranges.release(fetch.start, fetch.end)
         gap = self.present.first_gap(fetch.start, fetch.end)
         now = asyncio.get_running_loop().time()
         self.tally.ended(fetch.kind, now - fetch.begun, error)
@@ -422,23 +390,13 @@ class Fill:
         return None if self.pace.rate is None else self.pace.rate * self.origin.density
 
     def _arrived(self, start: int, end: int) -> None:
-        with self._lock:
-            self.present.add(start, end)
+        self._ranges.arrived(start, end)
         for read in self._reads:
             overlaps = read.start < end and start < read.end
             if overlaps and self.present.covers(read.start, read.end):
                 read.wake(None)
 
     # ---- odds and ends
-
-    def pages(self, off: int, length: int) -> tuple[int, int]:
-        """The whole pages that [off, off + length) touches, as far as the blob has them."""
-        if off < 0 or length < 0:
-            raise ValueError(f"not a range: {length} bytes at {off}")
-        limit = -(-self.size // PAGE_SIZE) * PAGE_SIZE
-        start = min(off // PAGE_SIZE * PAGE_SIZE, limit)
-        end = min(-(-(off + length) // PAGE_SIZE) * PAGE_SIZE, limit)
-        return (start, end) if length else (start, start)
 
     def _time_left(self, deadline: float) -> float:
         return deadline - asyncio.get_running_loop().time()

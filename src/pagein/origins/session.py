@@ -36,6 +36,9 @@ PASSING: Final = frozenset({408, 425, 429})
 """Statuses below 500 that may pass (RFC 9110 15.5.9, RFC 8470, RFC 6585)."""
 
 _MAX_CONNECTIONS = 64
+# Seconds that an idle connection is kept; nginx keeps it for 75. One that its server gave up
+# meanwhile costs nothing but another try (RFC 9112 9.3.1), which aiohttp makes.
+_IDLE_KEPT = 60.0
 _MAX_SERVERS = 1024  # of which something is remembered
 # What is the matter with this process or machine, not with a server.
 _OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EBADF, errno.ENOBUFS})
@@ -51,7 +54,7 @@ class Session:
         self._fail_after = fail_after
         self._servers: dict[str, Health] = {}
         self.client = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS),
+            connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, keepalive_timeout=_IDLE_KEPT),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Accept-Encoding": "identity", "User-Agent": "pagein"},
             read_bufsize=READ_BUFFER,
