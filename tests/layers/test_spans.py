@@ -200,7 +200,8 @@ def test_who_leaves_takes_the_request_along_only_if_nobody_else_waits(layer: Ind
             first, second = (
                 asyncio.create_task(read(origin, layer, place)) for place in (0, 5 * FILE)
             )
-            while not link.sent:  # noqa: ASYNC110
+            spans = origin._tar._spans
+            while not link.sent or sum(each.users for each in spans.values()) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
             first.cancel()
             await asyncio.gather(first, return_exceptions=True)

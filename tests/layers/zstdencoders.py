@@ -6,6 +6,7 @@ import io
 import json
 import random
 import subprocess
+import sysconfig
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -136,9 +137,11 @@ VARIANTS: dict[str, Encode] = {
 
 
 def tar_of_text(draw: random.Random, size: int) -> bytes:
-    """Files of this project, again and again, with changes: what a layer looks like."""
+    """Files of Python itself, again and again, with changes: what a layer looks like."""
     out = io.BytesIO()
-    sources = sorted(Path(__file__).parents[2].rglob("*.py"))
+    library = Path(sysconfig.get_path("stdlib"))
+    found = (path.relative_to(library) for path in library.rglob("*.py"))
+    sources = sorted(library / path for path in found if "site-packages" not in path.parts)
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
         while out.tell() < size:
             content = bytearray(draw.choice(sources).read_bytes())
