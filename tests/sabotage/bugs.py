@@ -232,9 +232,9 @@ BUGS = (
     ),
     Bug(
         "READs not rounded to pages",
-        "daemon/fill.py",
-        "start = min(off // PAGE_SIZE * PAGE_SIZE, limit)",
-        "start = min(off, limit)",
+        "daemon/ranges.py",
+        "start = min(off // PAGE_SIZE * PAGE_SIZE, self._limit)",
+        "start = min(off, self._limit)",
     ),
     Bug(
         "a refused OPEN not answered",
