@@ -38,7 +38,7 @@ static int (*real_poll)(struct pollfd *, nfds_t, int);
 static int (*real_epoll_wait)(int, struct epoll_event *, int, int);
 static int (*real_ioctl)(int, unsigned long, ...);
 
-/* The device may have been opened by a parent. */
+/* The device may have been opened by a parent, and come with the start or through a socket. */
 static void find_device(void)
 {
 	char path[32], target[32];
@@ -102,6 +102,8 @@ int poll(struct pollfd *fds, nfds_t count, int timeout)
 {
 	int result = real_poll(fds, count, timeout);
 
+	if (device < 0)
+		find_device();
 	for (nfds_t i = 0; result > 0 && i < count; i++)
 		if (fds[i].fd == device && fds[i].revents & POLLIN)
 			ready_at = now();
@@ -112,6 +114,8 @@ int epoll_wait(int epoll, struct epoll_event *events, int most, int timeout)
 {
 	int result = real_epoll_wait(epoll, events, most, timeout);
 
+	if (device < 0)
+		find_device();
 	for (int i = 0; i < result; i++)
 		if (events[i].data.fd == device && events[i].events & EPOLLIN)
 			ready_at = now();
