@@ -15,7 +15,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -42,13 +42,14 @@ class BackingFile:
 
     __slots__ = (
         "_file",
+        "_landed",
         "_owed",
+        "_present",
         "_taking_back",
         "_writing",
         "cache",
         "length",
         "path",
-        "present",
         "read_only",
         "written",
     )
@@ -71,14 +72,16 @@ class BackingFile:
         self.length = round_up(object_size)
         self.written = 0
         """Bytes written through this object since it was opened."""
-        self.present = RangeSet()
+        self._present = RangeSet()
+        self._landed: list[tuple[int, int, Callable[[int], None] | None]] = []
+        """Writes that a thread has ended and `_present` does not have yet."""
         self.read_only = False
         """Whether writes are refused: nothing is missing, and a reader would see them at once
         (design decision 7). A file with holes stays open for writing: it cannot be mounted
         directly, and somebody who copies it must not stop it from being filled."""
         try:
             with self._in_use():
-                self.present = self._at_rest(0, self.length)
+                self._present = self._at_rest(0, self.length)
                 self._file.swap(self._settled)
         except BaseException:
             self._file.close()
@@ -123,6 +126,18 @@ class BackingFile:
     def _in_use(self) -> AbstractContextManager[int]:
         """The fd for one blocking call. Raises ENOBUFS after `close`."""
         return self._file.use(self._settled)
+
+    @property
+    def present(self) -> RangeSet:
+        """What is there, in bytes: whoever was told that a write has ended finds it here."""
+        while self._landed:
+            offset, written, wrote = self._landed.pop(0)
+            # What is no page multiple reaches the object's end: the rest of the page is zeros.
+            self._present.add(offset, round_up(offset + written))
+            self.written += written
+            if wrote is not None:
+                wrote(written)
+        return self._present
 
     @property
     def complete(self) -> bool:
@@ -210,25 +225,38 @@ class BackingFile:
             raise OSError(errno.ENXIO, "no data past this offset")
         return gap[1]
 
-    async def write(self, data: memoryview, offset: int) -> int:
+    async def write(
+        self,
+        data: memoryview,
+        offset: int,
+        *,
+        then: Callable[[int], None] | None = None,
+        wrote: Callable[[int], None] | None = None,
+    ) -> int:
         """Write `data` at `offset`, a page multiple; returns the bytes written.
 
-        Whole pages written are present when this returns. Raises the OSError of the file system
-        when nothing could be written, ENOSPC among them, and EBUSY when the file is mounted
-        directly. `data` must stay as it is meanwhile and be resident memory: a copy cut short by a
-        kill must not leave zeros.
+        Whole pages written are present when this returns. `then` hears how many bytes that are, in
+        the thread that wrote them: for an answer that need not wait for the loop. `wrote` hears
+        the same on the loop, before anybody there finds them present. `data` must stay as it is
+        meanwhile and be resident memory: a copy cut short by a kill must not leave zeros.
+
+        Raises the OSError of the file system when nothing could be written, ENOSPC among them, and
+        EBUSY when the file is mounted directly.
         """
         self._check_writable()
         loop = asyncio.get_running_loop()
         end = round_up(offset + len(data))
         async with self._alone(offset, end), self.cache.write_slots:
             absent = list(self.present.gaps(offset, end))
-            writing = loop.run_in_executor(None, self._write, data, offset, absent)
-            written = await _to_its_end(writing)
-            # What is no page multiple reaches the object's end: the rest of the page is zeros.
-            self.present.add(offset, round_up(offset + written))
-        self.written += written
-        return written
+
+            def write() -> int:
+                written = self._write(data, offset, absent)
+                self._landed.append((offset, written, wrote))
+                if then is not None:
+                    then(written)
+                return written
+
+            return await _to_its_end(loop.run_in_executor(None, write))
 
     def _check_writable(self) -> None:
         if self.read_only:

@@ -17,7 +17,7 @@ from typing import Any
 from pagein.cachefiles.device import AnonymousFile, CachefilesDevice
 from pagein.cachefiles.ondemand import error
 from pagein.fuse import abi
-from pagein.fuse.server import FuseServer
+from pagein.fuse.server import Body, FuseServer
 from pagein.protocol.messages import IOC_READ_COMPLETE
 
 _ROOT, _DEVICE, _ANON, _FIRST_ANON = 1, 2, 3, 16
@@ -177,18 +177,23 @@ class DeviceFs:
             return self.device.read_state(size)
         return self.device.read(size)
 
-    def _write(self, request: abi.Request) -> bytes | Coroutine[Any, Any, bytes]:
+    def _write(self, request: abi.Request) -> Coroutine[Any, Any, Body]:
         wanted = abi.WriteIn.parse(request.body)
         if request.nodeid == _DEVICE:
             return self._command(bytes(wanted.data), request.pid)
-        return self._pwrite(self._file(wanted.fh), wanted)
+        return self._pwrite(self._file(wanted.fh), wanted, request.unique)
 
     async def _command(self, data: bytes, pid: int) -> bytes:
         return abi.write_out(await self.device.write(data, b"/proc/%d/cwd" % pid))
 
-    async def _pwrite(self, file: AnonymousFile, wanted: abi.WriteIn) -> bytes:
+    async def _pwrite(self, file: AnonymousFile, wanted: abi.WriteIn, unique: int) -> Body:
+        def answer(written: int) -> None:
+            self.server.connection.reply(unique, abi.write_out(written))
+
         with wanted.data:
-            return abi.write_out(await file.pwrite(wanted.data, wanted.offset))
+            if not await file.pwrite(wanted.data, wanted.offset, answer):
+                return abi.write_out(0)
+        return self.server.ANSWERED
 
     def _poll(self, request: abi.Request) -> bytes:
         wanted = abi.PollIn.parse(request.body)

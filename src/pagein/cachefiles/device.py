@@ -366,8 +366,13 @@ class AnonymousFile:
             # The kernel takes it, and the rest of the page is then zeros that claim to be data.
             raise error(errno.EINVAL)
 
-    async def pwrite(self, data: memoryview, offset: int) -> int:
-        """Write at a page multiple; returns the bytes written. `data` must be resident memory."""
+    async def pwrite(
+        self, data: memoryview, offset: int, then: Callable[[int], None] | None = None
+    ) -> int:
+        """Write at a page multiple; returns the bytes written. `data` must be resident memory.
+
+        `then` hears of them in the thread that wrote them; not if it is nothing that is written.
+        """
         self.check_write(offset, len(data))
         if not data:
             return 0
@@ -375,10 +380,12 @@ class AnonymousFile:
         assert file is not None
         if trace.on:
             trace.event(ONDEMAND_FD_WRITE, self.object.cookie_key, offset, len(data))
-        written = await file.write(data, offset)
-        if self._device.wrote is not None:
-            self._device.wrote(self.object, offset, written)
-        return written
+
+        def wrote(written: int) -> None:
+            if self._device.wrote is not None:
+                self._device.wrote(self.object, offset, written)
+
+        return await file.write(data, offset, then=then, wrote=wrote)
 
     def lseek(self, offset: int, whence: int) -> int:
         """SEEK_SET, END, DATA, HOLE on the cache file. ENOBUFS before copen."""

@@ -90,7 +90,9 @@ class FuseServer:
             log.exception("FUSE request (opcode %d) failed", request.opcode)
             self._fail(request, errno.EIO)
         else:
-            if body is not self.ANSWERED:
+            if body is self.ANSWERED:
+                self.connection.release(request)
+            else:
                 self._reply(request, body)
 
     def _reply(self, request: abi.Request, body: Body) -> None:
