@@ -275,8 +275,7 @@ class BackingFile:
                 then(written)
             return written
 
-        loop = asyncio.get_running_loop()
-        writing = loop.run_in_executor(self.cache.writers, write)
+        writing = self.cache.writers.start(write)
         self._writing[offset, end] = asyncio.Event()
         writing.add_done_callback(lambda _: self._write_ended(offset, end))
         return writing

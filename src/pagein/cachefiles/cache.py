@@ -121,7 +121,7 @@ class Cache:
 
     def close(self) -> None:
         """Give the directory back. Files stay."""
-        self.writers.shutdown()
+        self.writers.close()
         self.inflight.close()
         fd, self._fd = self._fd, -1
         os.close(fd)

@@ -12,13 +12,18 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from contextlib import suppress
-from functools import partial
-from typing import ParamSpec, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-P = ParamSpec("P")
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    call: Callable[[], Any]
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[Any]
 
 
 class _Sleeper:
@@ -27,26 +32,26 @@ class _Sleeper:
     __slots__ = ("awake", "job")
 
     def __init__(self) -> None:
-        self.job: Callable[[], None] | None = None
+        self.job: _Job | None = None
         self.awake = threading.Lock()
         self.awake.acquire()
 
 
-class Writers(Executor):
+class Writers:
     """At most `most` threads, each started when all others are at work."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._count = 0
         self._lock = threading.Lock()
-        self._jobs: deque[Callable[[], None]] = deque()
+        self._jobs: deque[_Job] = deque()
         self._idle: list[_Sleeper] = []
         self._closed = False
 
-    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Have `fn` called in a thread. Raises RuntimeError after `shutdown`."""
-        future: Future[T] = Future()
-        job = partial(_run, future, partial(fn, *args, **kwargs))
+    def start(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        """What `call` will have returned in a thread. Raises RuntimeError after `close`."""
+        loop = asyncio.get_running_loop()
+        job = _Job(call, loop, loop.create_future())
         with self._lock:
             if self._closed:
                 raise RuntimeError("the cache directory was given back")
@@ -54,16 +59,16 @@ class Writers(Executor):
                 sleeper = self._idle.pop()
                 sleeper.job = job
                 sleeper.awake.release()
-                return future
+                return job.future
             self._jobs.append(job)
             more = self._count < self._most
             self._count += more
         if more:
             threading.Thread(target=self._work, name="pagein-write", daemon=True).start()
-        return future
+        return job.future
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """No further jobs: what was submitted is done. Never waits for it."""
+    def close(self) -> None:
+        """No further jobs: what was started is done. Does not wait for it."""
         with self._lock:
             self._closed = True
             for sleeper in self._idle:
@@ -73,10 +78,10 @@ class Writers(Executor):
     def _work(self) -> None:
         me = _Sleeper()
         while (job := self._next(me)) is not None:
-            job()
+            _run(job)
             del job  # it holds a buffer
 
-    def _next(self, me: _Sleeper) -> Callable[[], None] | None:
+    def _next(self, me: _Sleeper) -> _Job | None:
         with self._lock:
             if self._jobs:
                 return self._jobs.popleft()
@@ -88,15 +93,23 @@ class Writers(Executor):
         return me.job
 
 
-def _run(future: Future[T], call: Callable[[], T]) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
+def _run(job: _Job) -> None:
+    result, problem = None, None
     try:
-        result = call()
-    except BaseException as problem:
-        future.set_exception(problem)
-    else:
+        result = job.call()
+    except BaseException as failure:
+        problem = failure
+    with suppress(RuntimeError):  # the loop is gone, and with it everybody who could ask
+        job.loop.call_soon_threadsafe(_settle, job.future, result, problem)
+
+
+def _settle(future: asyncio.Future[Any], result: object, problem: BaseException | None) -> None:
+    if future.done():
+        return
+    if problem is None:
         future.set_result(result)
+    else:
+        future.set_exception(problem)
 
 
 async def to_its_end(writing: asyncio.Future[T]) -> T:
