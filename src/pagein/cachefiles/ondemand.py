@@ -67,9 +67,13 @@ class Ondemand:
         A waiter that is cancelled (killed) or out of time withdraws its request; a late answer
         is then EINVAL (facts 9.5).
         """
-        late = asyncio.get_running_loop().call_later(timeout, self._late, request, timeout)
+        loop = asyncio.get_running_loop()
+        late = loop.call_later(timeout, self._late, request, timeout)
         try:
-            await asyncio.shield(request.done)
+            await request.done
+        except asyncio.CancelledError:
+            request.done = loop.create_future()  # that one is cancelled as well
+            raise
         finally:
             late.cancel()
             self.complete(request, errno.EIO)
