@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tests.cachefiles.rig import PAGE, Rig, pages, settle, soon
 
-from pagein.cachefiles.device import AnonymousFile
+from pagein.cachefiles.anonymous import AnonymousFile
 from pagein.fscache import Cookie
 from pagein.protocol.messages import Close, Message, Opcode, Open, Read
 from pagein.protocol.states import ObjectState, RequestState, readable

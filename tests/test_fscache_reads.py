@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.cachefiles.rig import PAGE, Rig, fails, pages, settle, soon
 
-from pagein.cachefiles.device import AnonymousFile
+from pagein.cachefiles.anonymous import AnonymousFile
 from pagein.fscache import Cookie
 from pagein.protocol.messages import Close, Open, Read
 from pagein.protocol.states import ObjectState

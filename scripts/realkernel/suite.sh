@@ -29,7 +29,7 @@ for part in 0 1; do
     ignored=()
     ((part)) && ignored=("${not_again[@]}")
     # shellcheck disable=SC2086
-    scripts/real-kernel --timeout "$limit" python -m pytest -p no:cacheprovider -m "$which" \
+    scripts/real-kernel --processor "$part" --timeout "$limit" python -m pytest -p no:cacheprovider -m "$which" \
         ${parts[part]} "${ignored[@]}" "$@" >"$logs/$part" 2>&1 &
     pids+=($!)
 done

@@ -12,7 +12,8 @@ import itertools
 import os
 from collections.abc import Callable
 
-from pagein.cachefiles.device import AnonymousFile, CachefilesDevice
+from pagein.cachefiles.anonymous import AnonymousFile
+from pagein.cachefiles.device import CachefilesDevice
 from pagein.daemon.device import AnonFd, Device, DeviceDead
 from pagein.protocol.messages import MSG_MAX_SIZE, Message, Open, decode
 

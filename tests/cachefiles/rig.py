@@ -17,7 +17,8 @@ from typing import Any, Self, TypeVar
 
 import pytest
 
-from pagein.cachefiles.device import AnonymousFile, CachefilesDevice, Session
+from pagein.cachefiles.anonymous import AnonymousFile
+from pagein.cachefiles.device import CachefilesDevice, Session
 from pagein.fscache import Advice, Cookie, FsCache
 from pagein.protocol.messages import MSG_MAX_SIZE, Close, Message, Open, Read, decode
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.cachefiles.rig import COOKIE, PAGE, VOLUME, Rig, pages, refused, soon
 
-from pagein.cachefiles import device as device_module
+from pagein.cachefiles import anonymous as anonymous_module
 from pagein.protocol.messages import Close, Open, Read
 from pagein.rangeset import RangeSet
 
@@ -172,4 +172,4 @@ def test_keys_arrive_as_they_are(tmp_path: Path) -> None:
 
 
 def test_the_block_size_is_that_of_the_kernel() -> None:
-    assert device_module._LOGICAL_BLOCK == 512
+    assert anonymous_module._LOGICAL_BLOCK == 512

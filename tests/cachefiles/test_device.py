@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from tests.cachefiles.rig import PAGE, Rig, fails, pages, refused, settle, soon, until
 
+from pagein.cachefiles.anonymous import AnonymousFile
 from pagein.cachefiles.backing import BackingFile
 from pagein.cachefiles.cache import Cache
-from pagein.cachefiles.device import AnonymousFile, CachefilesDevice
+from pagein.cachefiles.device import CachefilesDevice
 from pagein.protocol.messages import Open, Read
 
 SIZE = 4 * PAGE

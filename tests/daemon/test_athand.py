@@ -24,7 +24,7 @@ from tests.daemon.helpers import (
     settle,
 )
 
-from pagein.daemon.athand import AtHand
+from pagein.daemon.athand import LITTLE, AtHand
 from pagein.daemon.device import AnonFd
 from pagein.daemon.objects import Blob, ObjectTable
 from pagein.daemon.poller import Poller
@@ -188,6 +188,10 @@ class Near(FakeOrigin):
 class Rig:
     """An open object over `Near`, and its shortcut."""
 
+    def serve(self, message: Read) -> bool:
+        """As the thread asks: at once, and again when it knows that nothing else came."""
+        return any(self.at_hand.serve(message, alone=alone) for alone in (False, True))
+
     def __init__(self, size: int = SIZE) -> None:
         self.origin, self.cache, self.anon = Near(content(size)), Cache(size), Anon()
         self.fill = make_fill(self.origin, self.cache)
@@ -202,14 +206,14 @@ def test_a_read_is_written_and_completed_and_the_loop_hears_of_it() -> None:
     async def main() -> None:
         rig = Rig()
         await settle()
-        assert rig.at_hand.serve(Read(5, 1, 100 * PAGE, 2 * PAGE))
+        assert rig.serve(Read(5, 1, 100 * PAGE, 2 * PAGE))
         assert rig.anon.served == [(rig.origin.data[100 * PAGE : 102 * PAGE], 100 * PAGE, 5)]
         assert rig.fill.fetched == 0
         rig.at_hand.report()
         rig.at_hand.report()
         assert rig.fill.fetched == 2 * PAGE
         assert rig.origin.gets == []
-        assert not rig.at_hand.serve(Read(6, 1, 100 * PAGE, PAGE))  # it is here: the loop looks
+        assert not rig.serve(Read(6, 1, 100 * PAGE, PAGE))  # it is here: the loop looks
 
     run(main())
 
@@ -219,7 +223,7 @@ def test_the_last_page_is_filled_with_zeros() -> None:
         rig = Rig(size=2 * PAGE + 100)
         await settle()
         rig.at_hand._buffer.view[:] = b"x" * MIB  # of earlier reads
-        assert rig.at_hand.serve(Read(1, 1, 2 * PAGE, PAGE))
+        assert rig.serve(Read(1, 1, 2 * PAGE, PAGE))
         assert rig.anon.served == [(rig.origin.data[-100:] + bytes(PAGE - 100), 2 * PAGE, 1)]
 
     run(main())
@@ -229,11 +233,9 @@ def test_a_stream_is_left_to_the_loop() -> None:
     async def main() -> None:
         rig = Rig()
         await settle()
-        served = [
-            rig.at_hand.serve(Read(number, 1, number * 128 * KIB, 128 * KIB)) for number in range(4)
-        ]
+        served = [rig.serve(Read(number, 1, number * 128 * KIB, 128 * KIB)) for number in range(4)]
         assert served == [True, False, False, False]
-        assert rig.at_hand.serve(Read(9, 1, 3 * MIB, 128 * KIB))
+        assert rig.serve(Read(9, 1, 3 * MIB, 128 * KIB))
 
     run(main())
 
@@ -260,7 +262,7 @@ def test_what_cannot_be_served_is_left_to_the_loop(spoil: Callable[[Rig], None])
         rig = Rig()
         await settle()
         spoil(rig)
-        assert not rig.at_hand.serve(Read(5, 1, 0, 128 * KIB))
+        assert not rig.serve(Read(5, 1, 0, 128 * KIB))
         assert rig.anon.served == []
         rig.at_hand.report()
         await rig.fill.read(0, 128 * KIB)
@@ -278,18 +280,18 @@ def test_what_is_not_simple_is_left_to_the_loop() -> None:
 
     async def main() -> None:
         rig = Rig()
-        assert not rig.at_hand.serve(Read(1, 1, 0, PAGE))  # what is in the cache is not known yet
+        assert not rig.serve(Read(1, 1, 0, PAGE))  # what is in the cache is not known yet
         await settle()
-        assert not rig.at_hand.serve(Read(2, 9, 0, PAGE))  # nobody's object
-        assert not rig.at_hand.serve(Read(3, 1, 0, MIB + PAGE))  # longer than the buffer
-        assert not rig.at_hand.serve(Read(4, 1, SIZE, PAGE))  # beyond the end
+        assert not rig.serve(Read(2, 9, 0, PAGE))  # nobody's object
+        assert not rig.serve(Read(3, 1, 0, MIB + PAGE))  # longer than the buffer
+        assert not rig.serve(Read(4, 1, SIZE, PAGE))  # beyond the end
         rig.fill.claim = claim
-        assert not rig.at_hand.serve(Read(5, 1, 0, PAGE))  # other processes fetch as well
+        assert not rig.serve(Read(5, 1, 0, PAGE))  # other processes fetch as well
         rig.fill.claim = None
         rig.origin.instant = False
-        assert not rig.at_hand.serve(Read(6, 1, 0, PAGE))
+        assert not rig.serve(Read(6, 1, 0, PAGE))
         rig.origin.instant = True
-        assert rig.at_hand.serve(Read(7, 1, 0, PAGE))
+        assert rig.serve(Read(7, 1, 0, PAGE))
         rig.at_hand.report()
         assert rig.fill.fetched == PAGE
         assert rig.fill.take(PAGE, SIZE)  # none of the others left anything taken
@@ -303,7 +305,7 @@ def test_the_loop_hears_of_many_reads_before_they_end() -> None:
         await settle()
         due = []
         for number in range(64):
-            assert rig.at_hand.serve(Read(number, 1, number * 64 * KIB, PAGE))
+            assert rig.serve(Read(number, 1, number * 64 * KIB, PAGE))
             due.append(rig.at_hand.due)
         assert due == [False] * 63 + [True]
         rig.at_hand.report()
@@ -316,7 +318,7 @@ def test_the_loop_hears_of_many_reads_before_they_end() -> None:
 
 
 class Noted:
-    """A shortcut that takes READs of even ids, and notes what happens."""
+    """A shortcut that takes READs by their ids, some only if alone, and notes what happens."""
 
     due = False
 
@@ -325,11 +327,16 @@ class Noted:
         self.reported = asyncio.Event()
         self._unreported = False
 
-    def serve(self, message: Read) -> bool:
+    async def again(self) -> None:
+        """The next report."""
+        self.reported.clear()
+        await self.reported.wait()
+
+    def serve(self, message: Read, *, alone: bool) -> bool:
         assert threading.current_thread() is not threading.main_thread()
-        self.calls.append(f"serve {message.msg_id}")
+        self.calls.append(f"{'alone' if alone else 'serve'} {message.msg_id}")
         self._unreported = True
-        return message.msg_id % 2 == 0
+        return message.msg_id % 4 == (2 if alone else 0)
 
     def report(self) -> None:
         assert threading.current_thread() is threading.main_thread()
@@ -339,7 +346,20 @@ class Noted:
         self._unreported = False
 
 
-def test_only_a_read_that_comes_alone_takes_the_shortcut() -> None:
+def test_a_larger_read_takes_the_shortcut_only_if_it_comes_alone() -> None:
+    async def main() -> None:
+        rig = Rig()
+        await settle()
+        large, little = Read(1, 1, MIB, LITTLE + PAGE), Read(2, 1, 0, LITTLE)
+        assert not rig.at_hand.serve(large, alone=False)
+        assert rig.at_hand.serve(large, alone=True)
+        assert rig.at_hand.serve(little, alone=False)
+        assert [number for _, _, number in rig.anon.served] == [1, 2]
+
+    run(main())
+
+
+def test_the_thread_asks_before_and_after_it_looks_for_others() -> None:
     ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
 
@@ -351,15 +371,35 @@ def test_only_a_read_that_comes_alone_takes_the_shortcut() -> None:
             for each in both:  # they are there before anybody reads
                 kernel.send(each.encode())
             assert [await poller.next() for _ in both] == both
-            assert noted.calls == []
+            assert noted.calls == ["serve 2", "report"]  # not alone
             kernel.send(Read(4, 1, 0, PAGE).encode())
-            await noted.reported.wait()  # nothing else comes: the loop hears of it all the same
-            assert noted.calls == ["serve 4", "report"]
+            await noted.again()  # nothing else comes: the loop hears of it all the same
+            kernel.send(Read(6, 1, 0, PAGE).encode())
+            await noted.again()
             kernel.send(Read(5, 1, 0, PAGE).encode())
             assert await poller.next() == Read(5, 1, 0, PAGE)
-            assert noted.calls[2:] == ["serve 5", "report"]
+            expected = ["serve 4", "report", "serve 6", "alone 6", "report"]
+            assert noted.calls[2:] == [*expected, "serve 5", "alone 5", "report"]
             kernel.send(Close(6, 1).encode())
             assert await poller.next() == Close(6, 1)
+            await poller.close()
+
+    with ours, kernel:
+        asyncio.run(main())
+
+
+def test_what_the_thread_serves_does_not_wait_for_what_is_behind() -> None:
+    ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+
+    async def main() -> None:
+        async with asyncio.timeout(20.0):
+            poller = Poller(ours.fileno(), real=False)
+            poller.shortcut = noted = Noted()
+            for each in (Read(8, 1, 0, PAGE), Close(3, 1)):
+                kernel.send(each.encode())
+            assert await poller.next() == Close(3, 1)
+            assert noted.calls == ["serve 8", "report"]
             await poller.close()
 
     with ours, kernel:

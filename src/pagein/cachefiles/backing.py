@@ -15,7 +15,7 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from pagein.cachefiles.inuse import sole_user
 from pagein.cachefiles.openfiles import HeldFile
 from pagein.cachefiles.presence import PAGE_SIZE, round_up, whole_pages
 from pagein.cachefiles.tracepoints import trace
+from pagein.cachefiles.writers import to_its_end
 from pagein.rangeset import RangeSet
 
 if TYPE_CHECKING:
@@ -42,13 +43,14 @@ class BackingFile:
 
     __slots__ = (
         "_file",
+        "_landed",
         "_owed",
+        "_present",
         "_taking_back",
         "_writing",
         "cache",
         "length",
         "path",
-        "present",
         "read_only",
         "written",
     )
@@ -71,14 +73,16 @@ class BackingFile:
         self.length = round_up(object_size)
         self.written = 0
         """Bytes written through this object since it was opened."""
-        self.present = RangeSet()
+        self._present = RangeSet()
+        self._landed: list[tuple[int, int, Callable[[int], None] | None]] = []
+        """Writes that a thread has ended and `_present` does not have yet."""
         self.read_only = False
         """Whether writes are refused: nothing is missing, and a reader would see them at once
         (design decision 7). A file with holes stays open for writing: it cannot be mounted
         directly, and somebody who copies it must not stop it from being filled."""
         try:
             with self._in_use():
-                self.present = self._at_rest(0, self.length)
+                self._present = self._at_rest(0, self.length)
                 self._file.swap(self._settled)
         except BaseException:
             self._file.close()
@@ -123,6 +127,18 @@ class BackingFile:
     def _in_use(self) -> AbstractContextManager[int]:
         """The fd for one blocking call. Raises ENOBUFS after `close`."""
         return self._file.use(self._settled)
+
+    @property
+    def present(self) -> RangeSet:
+        """What is there, in bytes: whoever was told that a write has ended finds it here."""
+        while self._landed:
+            offset, written, wrote = self._landed.pop(0)
+            # What is no page multiple reaches the object's end: the rest of the page is zeros.
+            self._present.add(offset, round_up(offset + written))
+            self.written += written
+            if wrote is not None:
+                wrote(written)
+        return self._present
 
     @property
     def complete(self) -> bool:
@@ -210,47 +226,78 @@ class BackingFile:
             raise OSError(errno.ENXIO, "no data past this offset")
         return gap[1]
 
-    async def write(self, data: memoryview, offset: int) -> int:
+    async def write(
+        self,
+        data: memoryview,
+        offset: int,
+        *,
+        then: Callable[[int], None] | None = None,
+        wrote: Callable[[int], None] | None = None,
+    ) -> int:
         """Write `data` at `offset`, a page multiple; returns the bytes written.
 
-        Whole pages written are present when this returns. Raises the OSError of the file system
-        when nothing could be written, ENOSPC among them, and EBUSY when the file is mounted
-        directly. `data` must stay as it is meanwhile and be resident memory: a copy cut short by a
-        kill must not leave zeros.
+        Whole pages written are present when this returns. `then` hears how many bytes that are, in
+        the thread that wrote them: for an answer that need not wait for the loop. `wrote` hears
+        the same on the loop, before anybody there finds them present. `data` must stay as it is
+        meanwhile and be resident memory: a copy cut short by a kill must not leave zeros.
+
+        Raises the OSError of the file system when nothing could be written, ENOSPC among them, and
+        EBUSY when the file is mounted directly.
+        """
+        while (writing := self.begin_write(data, offset, then=then, wrote=wrote)) is None:
+            if (over := self._in_the_way(offset, round_up(offset + len(data)))) is not None:
+                await over.wait()
+        return await to_its_end(writing)
+
+    def begin_write(
+        self,
+        data: memoryview,
+        offset: int,
+        *,
+        then: Callable[[int], None] | None = None,
+        wrote: Callable[[int], None] | None = None,
+    ) -> asyncio.Future[int] | None:
+        """As `write`, which has begun when this returns; None while another write is in the way.
+
+        The future must not be cancelled. What a failed write takes back could be what another has
+        just written: so nobody writes a range while somebody else writes any of it.
         """
         self._check_writable()
-        loop = asyncio.get_running_loop()
         end = round_up(offset + len(data))
-        async with self._alone(offset, end), self.cache.write_slots:
-            absent = list(self.present.gaps(offset, end))
-            writing = loop.run_in_executor(None, self._write, data, offset, absent)
-            written = await _to_its_end(writing)
-            # What is no page multiple reaches the object's end: the rest of the page is zeros.
-            self.present.add(offset, round_up(offset + written))
-        self.written += written
-        return written
+        if self._in_the_way(offset, end) is not None:
+            return None
+        absent = list(self.present.gaps(offset, end))
+
+        def write() -> int:
+            written = self._write(data, offset, absent)
+            self._landed.append((offset, written, wrote))
+            if then is not None:
+                then(written)
+            return written
+
+        writing = self.cache.writers.start(write)
+        self._writing[offset, end] = asyncio.Event()
+        writing.add_done_callback(lambda _: self._write_ended(offset, end))
+        return writing
+
+    def idle(self, offset: int, length: int) -> bool:
+        """Whether a write of this range could begin at once."""
+        return self._in_the_way(offset, round_up(offset + length)) is None
+
+    def _in_the_way(self, start: int, end: int) -> asyncio.Event | None:
+        """Set when somebody who writes some of a range has ended."""
+        for (low, high), over in self._writing.items():
+            if low < end and start < high:
+                return over
+        return None
+
+    def _write_ended(self, start: int, end: int) -> None:
+        self._writing.pop((start, end)).set()
+        _ = self.present  # which takes in what has landed
 
     def _check_writable(self) -> None:
         if self.read_only:
             raise OSError(errno.EBUSY, "cache file is in use", os.fsdecode(self.path))
-
-    @asynccontextmanager
-    async def _alone(self, start: int, end: int) -> AsyncIterator[None]:
-        """Write [start, end) while nobody else writes any of it.
-
-        What a failed write takes back could be what another has just written.
-        """
-        while True:
-            others = [e for (low, high), e in self._writing.items() if low < end and start < high]
-            if not others:
-                break
-            await others[0].wait()
-        over = self._writing[start, end] = asyncio.Event()
-        try:
-            yield
-        finally:
-            del self._writing[start, end]
-            over.set()
 
     def _write(self, data: memoryview, offset: int, absent: list[tuple[int, int]]) -> int:
         with self._in_use() as fd:
@@ -349,20 +396,3 @@ class BackingFile:
     def _lock_range(self, start: int, end: int) -> bool:
         with self._in_use() as fd:
             return ofd_lock(fd, fcntl.F_WRLCK, start, end - start)
-
-
-async def _to_its_end(writing: asyncio.Future[int]) -> int:
-    """Await a thread's work; who is cancelled meanwhile still waits until it has returned.
-
-    It goes on reading its caller's memory, and has its slot in the table: neither may be used for
-    something else before.
-    """
-    try:
-        return await asyncio.shield(writing)
-    except asyncio.CancelledError:
-        while not writing.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([writing])
-        if not writing.cancelled():
-            writing.exception()  # nobody is left whom it concerns
-        raise

@@ -6,7 +6,6 @@ One kernel half binds a cache directory alone; library processes, which have non
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import fcntl
@@ -26,6 +25,7 @@ from pagein.cachefiles.openfiles import OpenFiles, half_of_our_fds
 from pagein.cachefiles.presence import probe, round_up
 from pagein.cachefiles.space import Space
 from pagein.cachefiles.tracepoints import trace
+from pagein.cachefiles.writers import Writers
 from pagein.protocol.space import LIMITS, Limits
 
 log = logging.getLogger("pagein.cachefiles")
@@ -63,7 +63,7 @@ class Cache:
             for name in (namei.CACHE_DIR, namei.GRAVEYARD_DIR):
                 self._mkdir(name)
             self.inflight = InflightTable(self.directory)
-            self.write_slots = asyncio.Semaphore(self.inflight.slots_free)
+            self.writers = Writers(self.inflight.slots_free)
             """As many writes at once as this process has entries in the table."""
         except BaseException:
             os.close(self._fd)
@@ -121,6 +121,7 @@ class Cache:
 
     def close(self) -> None:
         """Give the directory back. Files stay."""
+        self.writers.close()
         self.inflight.close()
         fd, self._fd = self._fd, -1
         os.close(fd)

@@ -14,10 +14,11 @@ import struct
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from pagein.cachefiles.device import AnonymousFile, CachefilesDevice
+from pagein.cachefiles.anonymous import AnonymousFile
+from pagein.cachefiles.device import CachefilesDevice
 from pagein.cachefiles.ondemand import error
 from pagein.fuse import abi
-from pagein.fuse.server import FuseServer
+from pagein.fuse.server import Answer, Body, FuseServer
 from pagein.protocol.messages import IOC_READ_COMPLETE
 
 _ROOT, _DEVICE, _ANON, _FIRST_ANON = 1, 2, 3, 16
@@ -177,18 +178,34 @@ class DeviceFs:
             return self.device.read_state(size)
         return self.device.read(size)
 
-    def _write(self, request: abi.Request) -> bytes | Coroutine[Any, Any, bytes]:
+    def _write(self, request: abi.Request) -> Answer:
         wanted = abi.WriteIn.parse(request.body)
         if request.nodeid == _DEVICE:
             return self._command(bytes(wanted.data), request.pid)
-        return self._pwrite(self._file(wanted.fh), wanted)
+        return self._pwrite(self._file(wanted.fh), wanted, request.unique)
 
     async def _command(self, data: bytes, pid: int) -> bytes:
         return abi.write_out(await self.device.write(data, b"/proc/%d/cwd" % pid))
 
-    async def _pwrite(self, file: AnonymousFile, wanted: abi.WriteIn) -> bytes:
+    def _pwrite(self, file: AnonymousFile, wanted: abi.WriteIn, unique: int) -> Answer:
+        """Answered by the thread that writes: whoever asked goes on before the loop hears of it."""
+
+        def answer(written: int) -> None:
+            self.server.connection.reply(unique, abi.write_out(written))
+
+        writing = file.begin_pwrite(wanted.data, wanted.offset, answer) if wanted.data else None
+        if writing is None:
+            return self._pwrite_later(file, wanted, answer)
+        writing.add_done_callback(lambda _: wanted.data.release())
+        return writing
+
+    async def _pwrite_later(
+        self, file: AnonymousFile, wanted: abi.WriteIn, answer: Callable[[int], None]
+    ) -> Body:
         with wanted.data:
-            return abi.write_out(await file.pwrite(wanted.data, wanted.offset))
+            if not await file.pwrite(wanted.data, wanted.offset, answer):
+                return abi.write_out(0)
+        return self.server.ANSWERED
 
     def _poll(self, request: abi.Request) -> bytes:
         wanted = abi.PollIn.parse(request.body)

@@ -20,15 +20,12 @@ from pagein.cachefiles.cache import UNLIMITED, Cache
 from pagein.cachefiles.debug import debug
 from pagein.cachefiles.object import CachefilesObject
 from pagein.cachefiles.ondemand import Ondemand, error
-from pagein.cachefiles.tracepoints import ONDEMAND_FD_WRITE, trace
 from pagein.protocol import commands
-from pagein.protocol.messages import PAGE_SIZE
 from pagein.protocol.space import LIMITS, Limits
 
 log = logging.getLogger("pagein.cachefiles")
 
 DEFAULT_TAG = b"CacheFiles"
-_LOGICAL_BLOCK = 512
 
 
 class Session:
@@ -335,69 +332,3 @@ class CachefilesDevice:
 def _from_thread(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
     with contextlib.suppress(RuntimeError):  # the loop has ended
         loop.call_soon_threadsafe(call)
-
-
-class AnonymousFile:
-    """One open file description of an object's anonymous file (facts 8)."""
-
-    def __init__(self, device: CachefilesDevice, object_id: int, handle: int) -> None:
-        """Open anon/<object_id>. Raises ENOENT for an id that is not in use."""
-        session = device.session
-        if session is None:
-            raise error(errno.ENOENT)
-        self._device = device
-        self._session = session
-        self.object = session.requests.open_handle(object_id, handle)
-        self.object_id = object_id
-        self.handle = handle
-        device._changed()
-
-    def check_write(self, offset: int, length: int) -> None:
-        """Raise what a write is refused with: ENOBUFS, EINVAL (facts 8.1)."""
-        if offset < 0:
-            raise error(errno.EINVAL)
-        if self.object.file is None or self.object.size is None or self._session.cache is None:
-            raise error(errno.ENOBUFS)
-        if offset % PAGE_SIZE:
-            raise error(errno.ENOBUFS)
-        if length % _LOGICAL_BLOCK:
-            raise error(errno.EINVAL)
-        if length % PAGE_SIZE and offset + length < self.object.size:
-            # The kernel takes it, and the rest of the page is then zeros that claim to be data.
-            raise error(errno.EINVAL)
-
-    async def pwrite(self, data: memoryview, offset: int) -> int:
-        """Write at a page multiple; returns the bytes written. `data` must be resident memory."""
-        self.check_write(offset, len(data))
-        if not data:
-            return 0
-        file = self.object.file
-        assert file is not None
-        if trace.on:
-            trace.event(ONDEMAND_FD_WRITE, self.object.cookie_key, offset, len(data))
-        written = await file.write(data, offset)
-        if self._device.wrote is not None:
-            self._device.wrote(self.object, offset, written)
-        return written
-
-    def lseek(self, offset: int, whence: int) -> int:
-        """SEEK_SET, END, DATA, HOLE on the cache file. ENOBUFS before copen."""
-        file = self.object.file
-        if file is None:
-            raise error(errno.ENOBUFS)
-        if whence in (os.SEEK_DATA, os.SEEK_HOLE):
-            return file.lseek(offset, whence)
-        base = {os.SEEK_SET: 0, os.SEEK_END: file.length}.get(whence)
-        if base is None or base + offset < 0:
-            raise error(errno.EINVAL)
-        return base + offset
-
-    def cread(self, msg_id: int) -> None:
-        """CACHEFILES_IOC_CREAD: complete a READ of this object, else EINVAL (facts 8.3)."""
-        self._session.requests.cread(self.object_id, msg_id)
-
-    def release(self) -> None:
-        """Close this file description."""
-        self._session.requests.close_handle(self.object_id, self.handle)
-        self._device.release_anonymous(self._session)
-        self._device._changed()

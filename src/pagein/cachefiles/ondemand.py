@@ -67,14 +67,20 @@ class Ondemand:
         A waiter that is cancelled (killed) or out of time withdraws its request; a late answer
         is then EINVAL (facts 9.5).
         """
+        loop = asyncio.get_running_loop()
+        late = loop.call_later(timeout, self._late, request, timeout)
         try:
-            async with asyncio.timeout(timeout):
-                await asyncio.shield(request.done)
-        except TimeoutError:
-            log.error("no answer to %s within %g s", describe(request), timeout)
-            raise error(errno.EIO) from None
+            await request.done
+        except asyncio.CancelledError:
+            request.done = loop.create_future()  # that one is cancelled as well
+            raise
         finally:
+            late.cancel()
             self.complete(request, errno.EIO)
+
+    def _late(self, request: Request, timeout: float) -> None:
+        log.error("no answer to %s within %g s", describe(request), timeout)
+        self.complete(request, errno.EIO)
 
     def complete(self, request: Request, number: int = 0) -> None:
         """Take a request out and tell its waiter: done, or failed with errno `number`."""

@@ -4,7 +4,9 @@ A READ of a local file that is in the page cache is two copies and three system 
 through the event loop it would change threads five times, which costs several times as much. So
 the thread does all of it, under these conditions:
 
-* The READ came alone. Others, and above all OPEN and CLOSE, would wait behind it.
+* The READ is little, or came alone. Others, and above all OPEN and CLOSE, would wait behind it. To
+  see whether there are others costs one more question of the device, which a little READ is not to
+  wait for.
 * The origin has the bytes without waiting (`Origin.at_hand`); a source that is slow, or a disk that
   has to be asked, is work for the loop. What is written goes to the disk, or the kernel half, that
   the next message comes from: if it hangs, there is none.
@@ -22,6 +24,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from typing import Final
 
 from pagein.daemon.buffers import BUFFER_SIZE, Buffer
 from pagein.daemon.fill import Fill
@@ -30,6 +33,9 @@ from pagein.protocol.messages import Read
 
 log = logging.getLogger("pagein.daemon")
 
+
+LITTLE: Final = 32 << 10
+"""Bytes of the largest READ that others may wait behind."""
 
 _UNREPORTED = 64  # READs, after which the loop hears of them also in the middle of many
 
@@ -48,8 +54,10 @@ class AtHand:
         """Whether there is much to report."""
         return len(self._served) >= _UNREPORTED
 
-    def serve(self, message: Read) -> bool:
+    def serve(self, message: Read, *, alone: bool) -> bool:
         """Complete `message` if its bytes are at hand."""
+        if alone is (message.len <= LITTLE):
+            return False
         blob = self._objects.blob(message.object_id)
         if blob is None or not blob.simple:
             return False

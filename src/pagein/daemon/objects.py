@@ -33,7 +33,7 @@ class Blob:
     seeding: asyncio.Task[None] | None = None
     prefetched: int = 0
     """Bytes that a trace brought into the cache."""
-    edge: int = -1  # end of the last READ that came alone; of the thread that hears of them
+    edge: int = -1  # end of the last READ that might take the shortcut; of the thread that hears
 
     @property
     def name(self) -> str:

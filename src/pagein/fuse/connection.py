@@ -10,7 +10,8 @@ lies page-aligned in it, and the buffer stays lent until `Connection.release`, s
 write the data out without a copy. Prefaulted private memory is what makes a killed pwrite safe
 (facts half-to-half 2).
 
-All methods are for the loop's thread. A write to ``/dev/fuse`` does not wait: the kernel copies.
+All methods are for the loop's thread, but `reply` and `error` are for any. A write to ``/dev/fuse``
+does not wait: the kernel copies.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ import errno
 import logging
 import mmap
 import os
+import threading
 from collections.abc import Callable
 from typing import Final
 
@@ -79,6 +81,7 @@ class Connection:
         self._lent: dict[int, _Buffer] = {}
         self._reading = False
         self._closed = False
+        self._ending = threading.Lock()  # the fd is not closed while another thread replies
         if not paused:
             self._watch(True)
 
@@ -100,11 +103,12 @@ class Connection:
         if self._closed:
             return
         self._watch(False)
-        self._closed = True
+        with self._ending:
+            self._closed = True
+            if self._closefd:
+                os.close(self._fd)
         self._free.clear()
         self._lent.clear()
-        if self._closefd:
-            os.close(self._fd)
 
     # --- towards the kernel ---
 
@@ -140,11 +144,13 @@ class Connection:
             return False
 
     def _send(self, unique: int, error: int, buffers: tuple[abi.Buffer, ...]) -> bool:
-        if self._closed:
-            return False
         size = sum(len(buffer) for buffer in buffers)
+        message = [abi.out_header(unique, error, size), *buffers]
         try:
-            os.writev(self._fd, [abi.out_header(unique, error, size), *buffers])
+            with self._ending:
+                if self._closed:
+                    return False
+                os.writev(self._fd, message)
         except OSError as failure:
             # ENOENT: interrupted, or the connection is gone; the reader will see which.
             if failure.errno == errno.ENOENT or failure.errno in _GONE:

@@ -1,7 +1,8 @@
 """The part of a small FUSE file system that is the same for each: dispatch, tasks, errors.
 
 A handler takes a request and returns the reply's body (bytes, or a sequence of buffers), or a
-coroutine that will. OSError becomes its errno. A waiting READ is cancelled when its caller is
+coroutine that will, or the future of work whose end is the reply, sent by whoever does it. OSError
+becomes its errno. A waiting READ is cancelled when its caller is
 interrupted; nothing else is, because a write that has begun is finished.
 """
 
@@ -11,6 +12,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Final
 
 from pagein.fuse import abi
@@ -19,7 +21,8 @@ from pagein.fuse.connection import Connection
 log = logging.getLogger("pagein.fuse")
 
 Body = bytes | Sequence[abi.Buffer]
-Handler = Callable[[abi.Request], Body | Coroutine[Any, Any, Body]]
+Answer = Body | Coroutine[Any, Any, Body] | asyncio.Future[Any]
+Handler = Callable[[abi.Request], Answer]
 
 
 class FuseServer:
@@ -43,6 +46,7 @@ class FuseServer:
         self._loop = asyncio.get_running_loop()
         self._handlers: dict[int, Handler] = {int(op): fn for op, fn in handlers.items()}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._works: set[asyncio.Future[Any]] = set()
         self.requests = 0
         """Requests handled so far, for status and tests."""
         self.connection = Connection(
@@ -54,7 +58,7 @@ class FuseServer:
         self.connection.close()
         for task in list(self._tasks.values()):
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), *self._works, return_exceptions=True)
 
     def _handle(self, request: abi.Request) -> None:
         self.requests += 1
@@ -76,21 +80,38 @@ class FuseServer:
             task = self._loop.create_task(self._finish(request, answer))
             self._tasks[request.unique] = task
             task.add_done_callback(lambda _: self._tasks.pop(request.unique, None))
+        elif isinstance(answer, asyncio.Future):
+            self._works.add(answer)
+            answer.add_done_callback(partial(self._ended, request))
         elif answer is not self.ANSWERED:
             self._reply(request, answer)
+
+    def _ended(self, request: abi.Request, work: asyncio.Future[Any]) -> None:
+        self._works.discard(work)
+        if work.cancelled():
+            self._fail(request, errno.EINTR)
+        elif (problem := work.exception()) is None:
+            self.connection.release(request)
+        else:
+            self._fail(request, self._errno_of(problem, request))
+
+    def _errno_of(self, problem: BaseException, request: abi.Request) -> int:
+        if isinstance(problem, OSError):
+            return problem.errno or errno.EIO
+        log.error("FUSE request (opcode %d) failed", request.opcode, exc_info=problem)
+        return errno.EIO
 
     async def _finish(self, request: abi.Request, answer: Coroutine[Any, Any, Body]) -> None:
         try:
             body = await answer
         except asyncio.CancelledError:
             self._fail(request, errno.EINTR)
-        except OSError as problem:
-            self._fail(request, problem.errno or errno.EIO)
-        except Exception:
-            log.exception("FUSE request (opcode %d) failed", request.opcode)
-            self._fail(request, errno.EIO)
+        except Exception as problem:
+            self._fail(request, self._errno_of(problem, request))
         else:
-            if body is not self.ANSWERED:
+            if body is self.ANSWERED:
+                self.connection.release(request)
+            else:
                 self._reply(request, body)
 
     def _reply(self, request: abi.Request, body: Body) -> None:

@@ -14,7 +14,8 @@ import logging
 import os
 
 from pagein.cachefiles import namei
-from pagein.cachefiles.device import AnonymousFile, Session
+from pagein.cachefiles.anonymous import AnonymousFile
+from pagein.cachefiles.device import Session
 from pagein.cachefiles.object import FD_CLOSED, CachefilesObject
 from pagein.fscache import Cookie
 from pagein.kernelhalf import state as states

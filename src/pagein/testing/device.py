@@ -12,7 +12,8 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
-from pagein.cachefiles.device import AnonymousFile, Session
+from pagein.cachefiles.anonymous import AnonymousFile
+from pagein.cachefiles.device import Session
 from pagein.cachefiles.requests import error
 from pagein.protocol.messages import MSG_MAX_SIZE, Open, decode
 from pagein.testing.faults import Delay, Drop, Fail, Fault, Kill, Killed, Short, Step

@@ -8,17 +8,21 @@ asked; what it answers happens instead, or first. Not every fault has a meaning 
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from pagein.cachefiles.backing import BackingFile
 from pagein.cachefiles.cache import Cache
 from pagein.cachefiles.requests import error
+from pagein.cachefiles.writers import Writers
+
+T = TypeVar("T")
 
 
 class Step(Enum):
@@ -137,12 +141,21 @@ class Faults:
         return fault
 
 
+class StepWriters(Writers):
+    """Writes as steps of the loop, where there are no threads."""
+
+    def start(self, call: Callable[[], T]) -> asyncio.Future[T]:
+        """What `call` will have returned, at a step of its own."""
+        return asyncio.get_running_loop().run_in_executor(None, call)
+
+
 class FaultyCache(Cache):
     """A cache directory whose file system fails when told."""
 
     def __init__(self, directory: bytes, *, faults: Faults, **options: Any) -> None:
         super().__init__(directory, **options)
         self._faults = faults
+        self.writers = StepWriters(1)
 
     def look_up(self, relative: bytes, object_size: int, aux: bytes = b"") -> BackingFile:
         """As `Cache.look_up`, unless told to fail."""

@@ -1,0 +1,108 @@
+"""What a daemon has of an object: the file behind an anonymous fd (facts cachefiles-kernel 8)."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pagein.cachefiles.backing import BackingFile
+from pagein.cachefiles.ondemand import error
+from pagein.cachefiles.tracepoints import ONDEMAND_FD_WRITE, trace
+from pagein.protocol.messages import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from pagein.cachefiles.device import CachefilesDevice
+
+_LOGICAL_BLOCK = 512
+
+
+class AnonymousFile:
+    """One open file description of an object's anonymous file (facts 8)."""
+
+    def __init__(self, device: CachefilesDevice, object_id: int, handle: int) -> None:
+        """Open anon/<object_id>. Raises ENOENT for an id that is not in use."""
+        session = device.session
+        if session is None:
+            raise error(errno.ENOENT)
+        self._device = device
+        self._session = session
+        self.object = session.requests.open_handle(object_id, handle)
+        self.object_id = object_id
+        self.handle = handle
+        device._changed()
+
+    def check_write(self, offset: int, length: int) -> None:
+        """Raise what a write is refused with: ENOBUFS, EINVAL (facts 8.1)."""
+        if offset < 0:
+            raise error(errno.EINVAL)
+        if self.object.file is None or self.object.size is None or self._session.cache is None:
+            raise error(errno.ENOBUFS)
+        if offset % PAGE_SIZE:
+            raise error(errno.ENOBUFS)
+        if length % _LOGICAL_BLOCK:
+            raise error(errno.EINVAL)
+        if length % PAGE_SIZE and offset + length < self.object.size:
+            # The kernel takes it, and the rest of the page is then zeros that claim to be data.
+            raise error(errno.EINVAL)
+
+    async def pwrite(
+        self, data: memoryview, offset: int, then: Callable[[int], None] | None = None
+    ) -> int:
+        """Write at a page multiple; returns the bytes written. `data` must be resident memory.
+
+        `then` hears of them in the thread that wrote them; not if it is nothing that is written.
+        """
+        if not data:
+            self.check_write(offset, 0)
+            return 0
+        file, wrote = self._writing(data, offset)
+        return await file.write(data, offset, then=then, wrote=wrote)
+
+    def begin_pwrite(
+        self, data: memoryview, offset: int, then: Callable[[int], None]
+    ) -> asyncio.Future[int] | None:
+        """As `pwrite` of some bytes, which has begun when this returns; None if it has to wait."""
+        self.check_write(offset, len(data))
+        assert self.object.file is not None
+        if not self.object.file.idle(offset, len(data)):
+            return None
+        file, wrote = self._writing(data, offset)
+        return file.begin_write(data, offset, then=then, wrote=wrote)
+
+    def _writing(self, data: memoryview, offset: int) -> tuple[BackingFile, Callable[[int], None]]:
+        """What is written to, and who hears of it. Raises what a write is refused with."""
+        self.check_write(offset, len(data))
+        assert self.object.file is not None
+        if trace.on:
+            trace.event(ONDEMAND_FD_WRITE, self.object.cookie_key, offset, len(data))
+
+        def wrote(written: int) -> None:
+            if self._device.wrote is not None:
+                self._device.wrote(self.object, offset, written)
+
+        return self.object.file, wrote
+
+    def lseek(self, offset: int, whence: int) -> int:
+        """SEEK_SET, END, DATA, HOLE on the cache file. ENOBUFS before copen."""
+        file = self.object.file
+        if file is None:
+            raise error(errno.ENOBUFS)
+        if whence in (os.SEEK_DATA, os.SEEK_HOLE):
+            return file.lseek(offset, whence)
+        base = {os.SEEK_SET: 0, os.SEEK_END: file.length}.get(whence)
+        if base is None or base + offset < 0:
+            raise error(errno.EINVAL)
+        return base + offset
+
+    def cread(self, msg_id: int) -> None:
+        """CACHEFILES_IOC_CREAD: complete a READ of this object, else EINVAL (facts 8.3)."""
+        self._session.requests.cread(self.object_id, msg_id)
+
+    def release(self) -> None:
+        """Close this file description."""
+        self._session.requests.close_handle(self.object_id, self.handle)
+        self._device.release_anonymous(self._session)
+        self._device._changed()
