@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import io
 import os
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pagein.fscache import Cookie
 from pagein.library import runtime as runtimes
 from pagein.library.runtime import Opener, Runtime
 from pagein.origins import Identity, redact
+from pagein.rawfile import SizedRawFile, check_range
 
 TIMEOUT = 30.0
 """Seconds until a read that cannot be fetched fails, by default."""
@@ -157,7 +157,7 @@ def _pieces(view: memoryview, offset: int) -> Iterator[tuple[memoryview, int]]:
         yield view[at : at + _PIECE], offset + at
 
 
-class BlobFile(io.RawIOBase):
+class BlobFile(SizedRawFile):
     """A remote file, read-only and seekable; what is read is fetched and kept.
 
     `read` and `readinto` move the position and are for one thread at a time; `pread` is for any
@@ -167,7 +167,6 @@ class BlobFile(io.RawIOBase):
     def __init__(self, blob: _Blob) -> None:
         super().__init__()
         self._blob = blob
-        self._at = 0
         self._edge = 0
         """Where the last read ended, for whichever of several threads."""
 
@@ -181,32 +180,6 @@ class BlobFile(io.RawIOBase):
         """Bytes."""
         return self._blob.identity.size
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}.get(whence)
-        if base is None:
-            raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
-        if base + offset < 0:
-            raise OSError(errno.EINVAL, "negative seek position")
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill `buffer`, short at the end of the file only. Raises OSError (EIO, ETIMEDOUT)."""
-        self._check_open()
-        with memoryview(buffer) as whole, whole.cast("B") as view:
-            got = self._read_at(view, self._at)
-        self._at += got
-        return got
-
     def readall(self) -> bytes:
         """Everything from the position to the end."""
         data = bytearray(max(0, self.size - self._at))
@@ -216,8 +189,7 @@ class BlobFile(io.RawIOBase):
     def pread(self, length: int, offset: int) -> bytes:
         """Up to `length` bytes at `offset`, fewer at the end only; leaves the position alone."""
         self._check_open()
-        if offset < 0 or length < 0:
-            raise OSError(errno.EINVAL, "negative offset or length")
+        check_range(length, offset)
         data = bytearray(max(0, min(length, self.size - offset)))
         with memoryview(data) as view:
             self._read_at(view, offset)
@@ -234,10 +206,6 @@ class BlobFile(io.RawIOBase):
             cookie = self._blob.fetch(at, len(piece))
             self._blob.read_at(cookie, piece, at)
         return length
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ValueError("I/O operation on closed file")
 
     def close(self) -> None:
         if not self.closed:
@@ -300,8 +268,7 @@ class AsyncBlobFile:
         """Up to `length` bytes at `offset`; leaves the position alone. Raises OSError."""
         if self._closed:
             raise ValueError("I/O operation on closed file")
-        if offset < 0 or length < 0:
-            raise OSError(errno.EINVAL, "negative offset or length")
+        check_range(length, offset)
         data = bytearray(max(0, min(length, self.size - offset)))
         for piece, at in _pieces(memoryview(data), offset):
             cookie = await self._blob.afetch(at, len(piece))

@@ -2,56 +2,29 @@
 
 from __future__ import annotations
 
-import errno
 import io
-import os
 from typing import Any
 
+from pagein.rawfile import SizedRawFile, check_range
 from pagein.seekable.content import Content
 from pagein.seekable.index import CHUNK, FileIndex
 
 
-class _Raw(io.RawIOBase):
+class _Raw(SizedRawFile):
     def __init__(self, content: Content) -> None:
         super().__init__()
         self.content = content
-        self._at = 0
 
     @property
     def name(self) -> str:
         return self.content.source.name
 
-    def readable(self) -> bool:
-        return True
+    @property
+    def size(self) -> int:
+        return self.content.size
 
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._check_open()
-        size = self.content.size
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: size}.get(whence)
-        if base is None:
-            raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
-        if base + offset < 0:
-            raise OSError(errno.EINVAL, "negative seek position")
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
-        self._check_open()
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        self._check_open()
-        with memoryview(buffer) as whole, whole.cast("B") as view:
-            got = self.content.read_into(view, self._at)
-        self._at += got
-        return got
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ValueError("I/O operation on closed file")
+    def _read_at(self, view: memoryview, offset: int) -> int:
+        return self.content.read_into(view, offset)
 
     def close(self) -> None:
         if not self.closed:
@@ -99,8 +72,7 @@ class SeekableFile(io.BufferedReader):
         """
         if self.closed:
             raise ValueError("I/O operation on closed file")
-        if offset < 0 or length < 0:
-            raise OSError(errno.EINVAL, "negative offset or length")
+        check_range(length, offset)
         return b"".join(self._content.parts(offset, length))
 
     def __reduce__(self) -> tuple[Any, ...]:
