@@ -33,6 +33,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/protocol/test_uapi_header.py",
     ),
     "pagein.protocol.commands": ("tests/protocol/test_commands.py",),
+    "pagein.protocol.numbers": ("tests/protocol/test_numbers.py",),
     "pagein.protocol.space": ("tests/protocol/test_space.py",),
     "pagein.protocol.states": (
         "tests/protocol/test_states.py",
