@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,8 +47,9 @@ def test_what_is_returned_and_what_is_raised_come_back() -> None:
             await writers.start(fail)
         assert await writers.start(threading.current_thread) is not threading.main_thread()
         writers.close()
-        with pytest.raises(RuntimeError):
+        with pytest.raises(OSError, match="given back") as refused:
             writers.start(lambda: 7)
+        assert refused.value.errno == errno.ENOBUFS
 
     asyncio.run(main())
 
@@ -141,6 +143,24 @@ def test_what_nobody_looks_at_is_taken_in_at_the_end(cache: Cache) -> None:
         await file.write(memoryview(bytes(2 * PAGE)), 0, wrote=heard.append)
         assert heard == [2 * PAGE]
         assert file.written == 2 * PAGE
+        file.close()
+
+    asyncio.run(main())
+
+
+def test_a_thread_that_opens_the_file_again_leaves_it_to_the_loop(cache: Cache) -> None:
+    async def main() -> None:
+        file, heard = file_of(cache), list[threading.Thread]()
+
+        def then(_: int) -> None:
+            os.close(file._settled(os.dup(file.fd)))
+
+        data = memoryview(bytes(SIZE))
+        await file.write(
+            data, 0, then=then, wrote=lambda _: heard.append(threading.current_thread())
+        )
+        assert heard == [threading.main_thread()]
+        assert file.complete
         file.close()
 
     asyncio.run(main())

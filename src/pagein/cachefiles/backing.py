@@ -92,7 +92,9 @@ class BackingFile:
 
     def _settled(self, fd: int) -> int:
         """The fd to keep of a file that was just opened, again or for the first time. Blocks."""
-        self.read_only = not self.cache.shared and self.complete and not sole_user(fd)
+        # Not `present`: that is the loop's.
+        complete = not self.length or self._present.covers(0, self.length)
+        self.read_only = not self.cache.shared and complete and not sole_user(fd)
         kept = fd
         if self.read_only:
             kept = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)

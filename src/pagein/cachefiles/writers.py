@@ -9,6 +9,7 @@ They are daemon threads: a disk that hangs must not keep the process.
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -49,12 +50,12 @@ class Writers:
         self._closed = False
 
     def start(self, call: Callable[[], T]) -> asyncio.Future[T]:
-        """What `call` will have returned in a thread. Raises RuntimeError after `close`."""
+        """What `call` will have returned in a thread. Raises ENOBUFS after `close`."""
         loop = asyncio.get_running_loop()
         job = _Job(call, loop, loop.create_future())
         with self._lock:
             if self._closed:
-                raise RuntimeError("the cache directory was given back")
+                raise OSError(errno.ENOBUFS, "the cache directory was given back")
             if self._idle:
                 sleeper = self._idle.pop()
                 sleeper.job = job
