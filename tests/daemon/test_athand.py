@@ -7,7 +7,7 @@ import errno
 import random
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -346,6 +346,20 @@ class Noted:
         self._unreported = False
 
 
+@asynccontextmanager
+async def asking() -> AsyncIterator[tuple[socket.socket, Poller, Noted]]:
+    """A device that one writes to, the poller that reads it, and the shortcut it asks."""
+    ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    with ours, kernel:
+        poller = Poller(ours.fileno(), real=False)
+        poller.shortcut = noted = Noted()
+        try:
+            yield kernel, poller, noted
+        finally:
+            await poller.close()
+
+
 def test_a_larger_read_takes_the_shortcut_only_if_it_comes_alone() -> None:
     async def main() -> None:
         rig = Rig()
@@ -360,13 +374,8 @@ def test_a_larger_read_takes_the_shortcut_only_if_it_comes_alone() -> None:
 
 
 def test_the_thread_asks_before_and_after_it_looks_for_others() -> None:
-    ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
-
     async def main() -> None:
-        async with asyncio.timeout(20.0):
-            poller = Poller(ours.fileno(), real=False)
-            poller.shortcut = noted = Noted()
+        async with asyncio.timeout(20.0), asking() as (kernel, poller, noted):
             both: list[Message] = [Read(2, 1, 0, PAGE), Close(3, 1)]
             for each in both:  # they are there before anybody reads
                 kernel.send(each.encode())
@@ -382,25 +391,16 @@ def test_the_thread_asks_before_and_after_it_looks_for_others() -> None:
             assert noted.calls[2:] == [*expected, "serve 5", "alone 5", "report"]
             kernel.send(Close(6, 1).encode())
             assert await poller.next() == Close(6, 1)
-            await poller.close()
 
-    with ours, kernel:
-        asyncio.run(main())
+    asyncio.run(main())
 
 
 def test_what_the_thread_serves_does_not_wait_for_what_is_behind() -> None:
-    ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
-
     async def main() -> None:
-        async with asyncio.timeout(20.0):
-            poller = Poller(ours.fileno(), real=False)
-            poller.shortcut = noted = Noted()
+        async with asyncio.timeout(20.0), asking() as (kernel, poller, noted):
             for each in (Read(8, 1, 0, PAGE), Close(3, 1)):
                 kernel.send(each.encode())
             assert await poller.next() == Close(3, 1)
             assert noted.calls == ["serve 8", "report"]
-            await poller.close()
 
-    with ours, kernel:
-        asyncio.run(main())
+    asyncio.run(main())
