@@ -14,8 +14,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from tests.sabotage.bugs import BUGS, CHECKOUT, Bug
@@ -35,7 +37,52 @@ TESTS = (
 )
 LIMIT = 900.0
 """Seconds for one bug. One that makes the tests hang has been noticed, but not by a test."""
+ENDING = 40.0
+"""Seconds for the runs to clean up when this is interrupted."""
 _COPIED = ("src", "tests", "examples", "docs", "pyproject.toml", "ARCHITECTURE.md", "README.md")
+
+
+class _Runs:
+    """The runs of pytest under way. Each has a session of its own, so no Ctrl-C reaches them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: set[subprocess.Popen[str]] = set()
+        self._over = False
+
+    def add(self, run: subprocess.Popen[str]) -> None:
+        """One more; interrupted at once if all were ended already."""
+        with self._lock:
+            self._runs.add(run)
+            if self._over:
+                _signal(run, signal.SIGINT)
+
+    def discard(self, run: subprocess.Popen[str]) -> None:
+        """It has been waited for."""
+        with self._lock:
+            self._runs.discard(run)
+
+    def end(self) -> None:
+        """Have each clean up after itself, as pytest does when it is interrupted."""
+        with self._lock:
+            self._over = True
+            for run in self._runs:
+                _signal(run, signal.SIGINT)
+            left = list(self._runs)
+        give_up = time.monotonic() + ENDING
+        while any(run.poll() is None for run in left) and time.monotonic() < give_up:
+            time.sleep(0.1)
+        for run in left:
+            if run.poll() is None:
+                _signal(run, signal.SIGKILL)
+
+
+_runs = _Runs()
+
+
+def _signal(run: subprocess.Popen[str], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(run.pid, number)
 
 
 def main(names: list[str]) -> int:
@@ -46,14 +93,23 @@ def main(names: list[str]) -> int:
         return 2
     chosen = [known[name] for name in names] or list(BUGS)
     started, missed = time.monotonic(), 0
-    sound = _verdict(None)
+    try:
+        sound = _verdict(None)
+    except BaseException:
+        _runs.end()
+        raise
     if sound is not None:
         print(f"the tests fail without any bug: {sound}", file=sys.stderr)
         return 1
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for bug, caught in zip(chosen, pool.map(_verdict, chosen), strict=True):
-            missed += caught is None
-            print(f"{bug.name:36} {caught or 'NOT NOTICED'}", flush=True)
+        try:
+            for bug, caught in zip(chosen, pool.map(_verdict, chosen), strict=True):
+                missed += caught is None
+                print(f"{bug.name:36} {caught or 'NOT NOTICED'}", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            _runs.end()
+            raise
     caught_all = len(chosen) - missed
     print(f"{caught_all} of {len(chosen)} caught in {time.monotonic() - started:.0f} s")
     return 1 if missed else 0
@@ -97,11 +153,13 @@ def _failed(top: Path) -> Iterator[str]:
         text=True,
         start_new_session=True,
     ) as run:
+        _runs.add(run)
         try:
             said, _ = run.communicate(timeout=LIMIT)
         except subprocess.TimeoutExpired:
-            os.killpg(run.pid, signal.SIGKILL)
+            _signal(run, signal.SIGKILL)
             raise RuntimeError(f"the tests hang:\n{run.communicate()[0][-2000:]}") from None
+        _runs.discard(run)
     if run.returncode:
         named = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
         if named is None:
@@ -110,4 +168,7 @@ def _failed(top: Path) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

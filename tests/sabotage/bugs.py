@@ -121,8 +121,8 @@ BUGS = (
     Bug(
         "a killed reader's request stays",
         _ONDEMAND,
-        "        finally:\n            self.complete(request, errno.EIO)",
-        "        finally:\n            pass",
+        "            late.cancel()\n            self.complete(request, errno.EIO)",
+        "            late.cancel()\n            pass",
     ),
     Bug(
         "a dead cache goes on asking",
