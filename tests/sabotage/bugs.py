@@ -139,7 +139,7 @@ BUGS = (
     ),
     Bug(
         "alignment not checked",
-        _DEVICE,
+        "cachefiles/anonymous.py",
         "if offset % PAGE_SIZE:\n            raise error(errno.ENOBUFS)",
         "if offset % 512:\n            raise error(errno.ENOBUFS)",
     ),
