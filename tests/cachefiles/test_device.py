@@ -111,20 +111,20 @@ def test_a_failed_bind_leaves_what_was_set(tmp_path: Path) -> None:
 
 
 def test_closed_while_it_binds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = threading.Event()
+    begun, gate = threading.Event(), threading.Event()
 
     def slow(directory: bytes, **options: Any) -> Cache:
+        begun.set()
         assert gate.wait(100)
         return Cache(directory, **options)
 
-    monkeypatch.setattr("pagein.cachefiles.device.Cache", slow)
-
     async def main() -> None:
         rig = Rig(tmp_path, bind=False)
+        monkeypatch.setattr(rig.device, "_make_cache", slow)
         async with rig:
             await rig.write(b"dir " + os.fsencode(tmp_path))
             binding = rig.start(rig.device.write(b"bind ondemand"))
-            await settle()
+            await until(begun.is_set)
             rig.device.release()
             gate.set()
             with pytest.raises(OSError) as caught:
