@@ -237,6 +237,25 @@ def test_a_silent_strided_reader_is_seen_where_the_plan_ended() -> None:
     assert reader.present.total < 270 * 64 * KIB
 
 
+def test_two_readers_at_equal_distances_are_seen_when_their_reads_alternate() -> None:
+    reader = Reader(arrives=False)
+    ahead = set()
+    for number in range(6):
+        for first, step in ((8 * KIB, MIB), (200 * MIB, 3 * MIB + 4 * KIB)):
+            ahead.update(reader.read(first + number * step, 64 * KIB).ahead)
+    assert (8 * KIB + 4 * MIB, 72 * KIB + 4 * MIB) in ahead
+    assert any(low > 200 * MIB for low, _ in ahead)
+
+
+def test_random_reads_of_a_small_region_are_no_stride() -> None:
+    ahead = 0
+    for seed in range(8):
+        reader, numbers = Reader(arrives=False), random.Random(seed)
+        for place in numbers.sample(range(256), 128):
+            ahead += len(reader.read(2 * place * GRANULE + PAGE, GRANULE, round_trip=MIB).ahead)
+    assert ahead <= 8  # by three at equal distances of the last eight: 193
+
+
 def test_nothing_is_planned_beyond_the_last_page() -> None:
     reader = Reader(100_000)
     pages = 25 * PAGE

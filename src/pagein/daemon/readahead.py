@@ -182,7 +182,7 @@ class Policy:
     # ---- strides
 
     def _find_stride(self, off: int, end: int) -> _Stride | None:
-        """The strided stream that a READ continues; it may be the third at equal distances."""
+        """The strided stream that a READ continues; it may be the one that shows it."""
         for stride in self._strides:
             if (
                 off <= stride.edge
@@ -190,15 +190,23 @@ class Policy:
                 and not (off - stride.first) % stride.step
             ):
                 return stride
-        known = {start for start, _ in self._recent}
         for start, stop in reversed(self._recent):
             step = off - start
-            near = 0 < step <= STRIDE_MOST and step > end - off
-            if near and start - step in known:
+            if end - off < step <= STRIDE_MOST and self._equally_far(off, step):
                 found = _Stride(start, step, max(end - off, stop - start), off, 1)
                 self._strides.append(found)
                 return found
         return None
+
+    def _equally_far(self, off: int, step: int) -> bool:
+        """Whether a READ is the third in a row, or the fourth of the last ones, so far apart.
+
+        Of READs at random places in a small region three are so now and then by chance.
+        """
+        if [start for start, _ in self._recent][-2:] == [off - 2 * step, off - step]:
+            return True
+        known = {start for start, _ in self._recent}
+        return all(off - number * step in known for number in (1, 2, 3))
 
     def _step(self, stride: _Stride, off: int, end: int, limit: int, start: int | None) -> Plan:
         """A READ at equal distance to others: plan the next ones, twice as many as before."""
