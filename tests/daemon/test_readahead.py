@@ -239,7 +239,7 @@ def test_a_silent_strided_reader_is_seen_where_the_plan_ended() -> None:
 
 def test_two_readers_at_equal_distances_are_seen_when_their_reads_alternate() -> None:
     reader = Reader(arrives=False)
-    ahead = set()
+    ahead: set[tuple[int, int]] = set()
     for number in range(6):
         for first, step in ((8 * KIB, MIB), (200 * MIB, 3 * MIB + 4 * KIB)):
             ahead.update(reader.read(first + number * step, 64 * KIB).ahead)

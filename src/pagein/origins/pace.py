@@ -27,6 +27,7 @@ _SAMPLES = 8  # rates
 _SPAN = 0.05  # seconds of a sample, at least, unless the answers end before
 _SHORT = 0.01  # seconds of a sample that counts at all
 _LEAST = 128 << 10  # bytes of it
+_FIRST = 1 << 20  # bytes that show it soon while nothing is known
 _MUCH = 4 << 20  # bytes that are a sample, however short the time was
 _HOSTS = 256  # that are remembered
 
@@ -85,7 +86,8 @@ class Pace:
     def received(self, count: int, now: float) -> None:
         """`count` more bytes of an answer have come, after its first ones."""
         self._bytes += count
-        if now - self._since >= _SPAN:
+        long = _SPAN if self.rate is not None or self._bytes < _FIRST else _SHORT
+        if now - self._since >= long:
             self._sample(now)
 
     def end(self, size: int, took: float, now: float) -> None:
