@@ -130,6 +130,7 @@ class FakeOrigin(Origin):
     gate: asyncio.Event | None = None
     closed: bool = False
     unit: int = 1  # bytes that come together
+    prepared: list[int] = field(default_factory=list)  # requests that were running then
 
     async def size(self) -> int:
         return len(self.data)
@@ -140,6 +141,9 @@ class FakeOrigin(Origin):
         await asyncio.sleep(0)
         last = -(-len(self.data) // PAGE_SIZE) * PAGE_SIZE
         return start // self.unit * self.unit, min(-(-end // self.unit) * self.unit, last)
+
+    def prepare(self) -> None:
+        self.prepared.append(len(self.running))
 
     async def read(self, offset: int, length: int) -> bytes:
         return b"".join([bytes(piece) async for piece in self.stream(offset, length)])

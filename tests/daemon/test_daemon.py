@@ -63,6 +63,7 @@ def test_it_binds_and_answers_open_and_read() -> None:
         assert stats["cookie"] == "blob\0\\xff"
         assert (stats["size"], stats["requests"], stats["fetched"]) == (len(DATA), 1, 64 * KIB)
         assert origin.closed
+        assert len(origin.prepared) == 2  # when it was opened, and for the request
 
     run(main())
 

@@ -57,6 +57,16 @@ def test_a_read_of_nothing_asks_nobody(off: int, length: int) -> None:
     run(main())
 
 
+def test_an_origin_hears_of_each_request_before_it_is_made() -> None:
+    async def main() -> None:
+        origin = FakeOrigin(content(MIB), lambda *_: Get(delay=0.1))
+        fill = make_fill(origin, Cache(MIB))
+        await asyncio.gather(*(fill.read(n * 256 * KIB, 64 * KIB) for n in (0, 1, 3)))
+        assert origin.prepared == [0, 1, 2]
+
+    run(main())
+
+
 def test_32_readers_of_one_range_cause_one_fetch() -> None:
     async def main() -> None:
         origin = FakeOrigin(content(MIB), lambda *_: Get(delay=0.1))

@@ -132,6 +132,22 @@ def test_a_link_bound_stream_asks_for_its_next_window_before_the_current_one_end
     assert all(running == 2 for running in overlapped[2:])
 
 
+def test_when_a_fetch_is_over_what_the_policy_wants_next_is_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        origin = FakeOrigin(content(MIB))
+        fill = make_fill(origin, Cache(MIB))
+        ends = {64 * KIB: (64 * KIB, 256 * KIB)}
+        monkeypatch.setattr(fill._policy, "follow", lambda end, limit: ends.get(end, (end, end)))
+        await fill.read(0, 64 * KIB)
+        await settle()
+        assert origin.gets == [(0, 64 * KIB), (64 * KIB, 256 * KIB)]
+        await fill.close()
+
+    run(main())
+
+
 def test_random_reads_fetch_little_around_themselves() -> None:
     async def main() -> None:
         origin = FakeOrigin(content(64 * MIB))

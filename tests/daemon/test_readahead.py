@@ -25,10 +25,21 @@ class Reader:
         self.arrives = arrives
 
     def read(
-        self, off: int, length: int, limit: int = WINDOW_MAX, round_trip: int | None = None
+        self,
+        off: int,
+        length: int,
+        limit: int = WINDOW_MAX,
+        round_trip: int | None = None,
+        lead: int | None = None,
     ) -> Plan:
         plan = self.policy.plan(
-            off, length, self.present, self.inflight, limit=limit, round_trip=round_trip
+            off,
+            length,
+            self.present,
+            self.inflight,
+            limit=limit,
+            round_trip=round_trip,
+            lead=lead,
         )
         for part in (plan.demand, *plan.ahead):
             (self.present if self.arrives else self.inflight).add(*part)
@@ -200,6 +211,55 @@ def test_a_reader_that_meets_the_fetch_only_now_and_then_gets_its_next_window_in
         off += 900 * KIB
 
 
+def long_stream(reader: Reader, upto: int) -> tuple[int, int]:
+    """A stream that is read as it comes, planned to `upto` or beyond: its next READ, its edge."""
+    off = edge = 0
+    while edge < upto:
+        demand, ahead = reader.read(off, 128 * KIB, round_trip=MIB)
+        edge = max(edge, demand[1], *(part[1] for part in ahead))
+        reader.present.add(0, off + 128 * KIB)
+        reader.inflight.discard(0, off + 128 * KIB)
+        off += 128 * KIB
+    return off, edge
+
+
+def test_where_the_rate_is_known_the_next_window_is_asked_for_just_in_time() -> None:
+    reader = Reader(arrives=False)
+    off, edge = long_stream(reader, 100 * MIB)
+    left = []
+    while off < 300 * MIB:
+        demand, ahead = reader.read(off, 128 * KIB, round_trip=MIB, lead=2 * MIB)
+        reader.present.add(0, off + 128 * KIB)
+        reader.inflight.discard(0, off + 128 * KIB)
+        off += 128 * KIB
+        if ahead:
+            left.append(edge - off)
+        edge = max(edge, demand[1], *(part[1] for part in ahead))
+    assert len(left) > 10
+    assert all(MIB < each <= 2 * MIB for each in left)
+
+
+def test_when_a_long_streams_fetch_is_over_one_more_follows_without_a_read() -> None:
+    reader = Reader(arrives=False)
+    off, edge = long_stream(reader, 100 * MIB)
+    reader.read(off, 128 * KIB, round_trip=MIB)
+    reader.read(off + 128 * KIB, 128 * KIB, round_trip=MIB)  # it was seen in its window
+    assert reader.policy.follow(edge - MIB) == (edge - MIB, edge - MIB)  # of another fetch
+    assert reader.policy.follow(edge) == (edge, edge + WINDOW_MAX)
+    more = edge + WINDOW_MAX
+    assert reader.policy.follow(more) == (more, more)  # it is silent, and perhaps gone
+
+
+def test_short_streams_and_those_at_the_end_are_followed_no_further() -> None:
+    reader = Reader(arrives=False)
+    _, edge = long_stream(reader, 8 * MIB)
+    assert reader.policy.follow(edge) == (edge, edge)
+    reader = Reader(40 * MIB, arrives=False)
+    off, edge = long_stream(reader, 40 * MIB)
+    reader.read(off, 128 * KIB, round_trip=MIB)
+    assert reader.policy.follow(edge) == (edge, edge)
+
+
 def test_random_reads_make_the_windows_of_streams_smaller() -> None:
     reader = Reader()
     off = 0
@@ -235,6 +295,25 @@ def test_a_silent_strided_reader_is_seen_where_the_plan_ended() -> None:
             asked += 1
     assert asked < 20
     assert reader.present.total < 270 * 64 * KIB
+
+
+def test_two_readers_at_equal_distances_are_seen_when_their_reads_alternate() -> None:
+    reader = Reader(arrives=False)
+    ahead: set[tuple[int, int]] = set()
+    for number in range(6):
+        for first, step in ((8 * KIB, MIB), (200 * MIB, 3 * MIB + 4 * KIB)):
+            ahead.update(reader.read(first + number * step, 64 * KIB).ahead)
+    assert (8 * KIB + 4 * MIB, 72 * KIB + 4 * MIB) in ahead
+    assert any(low > 200 * MIB for low, _ in ahead)
+
+
+def test_random_reads_of_a_small_region_are_no_stride() -> None:
+    ahead = 0
+    for seed in range(8):
+        reader, numbers = Reader(arrives=False), random.Random(seed)
+        for place in numbers.sample(range(256), 128):
+            ahead += len(reader.read(2 * place * GRANULE + PAGE, GRANULE, round_trip=MIB).ahead)
+    assert ahead <= 8  # by three at equal distances of the last eight: 193
 
 
 def test_nothing_is_planned_beyond_the_last_page() -> None:

@@ -51,6 +51,17 @@ def test_the_rate_is_that_of_all_answers_together() -> None:
     assert abs(pace.rate / (25 * MB) - 1) < 0.01
 
 
+def test_the_first_rate_is_known_before_the_answer_is_over() -> None:
+    pace, now = Pace(), 0.08
+    pace.begin(0.08, now)
+    while pace.rate is None and now < 0.2:
+        now += 65536 / (125 * MB)
+        pace.received(65536, now)
+    assert now - 0.08 < 0.011
+    assert pace.rate is not None
+    assert abs(pace.rate / (125 * MB) - 1) < 0.01
+
+
 def test_a_burst_out_of_a_buffer_is_no_rate() -> None:
     pace, now = Pace(), 0.0
     for _ in range(4):

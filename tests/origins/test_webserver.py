@@ -1,6 +1,7 @@
 """The test web server itself: honest where it should be, and a liar of the announced kind."""
 
 import asyncio
+import gc
 import gzip
 import http.client
 import os
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -271,3 +273,19 @@ def test_the_program_refuses_bad_options(options: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_a_client_that_comes_at_the_end_leaves_no_socket_behind() -> None:
+    async def main(steps: int) -> None:
+        async with WebServer({"/x": DATA}) as server:
+            with socket.create_connection(("127.0.0.1", server.port)):
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                await server.__aexit__(None, None, None)
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", ResourceWarning)
+        for steps in range(8):
+            asyncio.run(main(steps))
+            gc.collect()
+    assert [str(each.message) for each in found] == []

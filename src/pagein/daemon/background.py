@@ -22,7 +22,7 @@ from typing import Final
 
 from pagein.daemon.buffers import Budget
 from pagein.daemon.fill import Fill
-from pagein.origins.pace import ASSUMED_RATE, Pace
+from pagein.origins.pace import Pace
 from pagein.protocol.messages import PAGE_SIZE
 
 log = logging.getLogger("pagein.daemon")
@@ -41,6 +41,7 @@ _ALONE = 1.0  # seconds
 _QUEUED_LEAST = 0.012  # seconds: whoever measures is not always in time
 _LATEST = 4  # answers that show it
 _LESS = 0.8  # times what may be on its way, when they waited longer
+_ASSUMED_RATE = 25e6  # bytes per second, until the rate is known
 _MOST = 32 << 20  # bytes that may be on their way
 _HASTE = 1.2  # times as fast as they come back, requests are sent
 _SMOOTH = 0.25  # seconds of a given rate in one request, at most
@@ -185,7 +186,7 @@ class _Window:
         self._rate = max(self._rate, self.pace.rate or 0.0)
         least, limit = 2.0 * REQUEST_LEAST, float(_MOST)
         if not alone:
-            share = _SHARE * (self.pace.rtt or 0.0) * (self._rate or ASSUMED_RATE)
+            share = _SHARE * (self.pace.rtt or 0.0) * (self._rate or _ASSUMED_RATE)
             limit = max(share, REQUEST_LEAST)
         self._adapt(now, _QUEUED_ALONE if alone else _QUEUED, least, limit)
         self._most = min(self._size, limit)

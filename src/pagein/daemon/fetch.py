@@ -145,6 +145,7 @@ class Fetch:
         self._base, self._sent, self._filled = start, 0, 0
         self._host.requests += 1
         origin = self._host.origin
+        origin.prepare()
         stream = origin.stream(start, length)
         if not origin.decodes:
             stream = measured(self._host.pace, stream)

@@ -23,7 +23,7 @@ from pagein.daemon.buffers import Budget, GaveWay
 from pagein.daemon.failures import RecentFailures, again, text_of
 from pagein.daemon.fetch import Claim, Failure, Fetch, Then, Waiting, Write, wanted
 from pagein.daemon.ranges import Ranges
-from pagein.daemon.readahead import WINDOW_MAX, Policy
+from pagein.daemon.readahead import Policy, lead_of, window_limit
 from pagein.daemon.tally import Cause, Kind, Tally
 from pagein.origins.base import Origin
 from pagein.origins.pace import pace_of
@@ -33,11 +33,6 @@ log = logging.getLogger("pagein.daemon")
 
 CALM: Final = 5.0
 """Seconds after a failed fetch in which nothing is fetched ahead."""
-
-# A window should not take longer than this: another READ of its range has to wait behind it. The
-# least is so large that a window still shows how fast the origin is.
-_WINDOW_SECONDS = 1.0
-_WINDOW_LEAST = 1 << 20
 
 
 class Fill:
@@ -315,12 +310,17 @@ class Fill:
     # ---- fetching
 
     def _start_plan(self, off: int, length: int, now: float) -> None:
-        window, start = WINDOW_MAX, self.pace.round_trip
-        if self.speed is not None:
-            window = max(_WINDOW_LEAST, int(min(self.speed * _WINDOW_SECONDS, WINDOW_MAX)))
+        start = self.pace.round_trip
         if start is not None:
             start = int(start * self.origin.density)
-        plan = self._ranges.plan(self._policy, off, length, limit=window, round_trip=start)
+        plan = self._ranges.plan(
+            self._policy,
+            off,
+            length,
+            limit=window_limit(self.speed),
+            round_trip=start,
+            lead=lead_of(self.speed, self.pace.rtt),
+        )
         self._launch(*plan.demand)
         if now >= self._calm_until:
             for ahead in plan.ahead:
@@ -360,6 +360,10 @@ class Fill:
             self._calm_until = now + CALM
             if not fetch.waiting:
                 log.info("%s: fetching ahead failed: %s", self.name, text_of(error))
+        elif not self._closed and now >= self._calm_until:
+            self._launch(
+                *self._policy.follow(fetch.end, limit=window_limit(self.speed)), Kind.AHEAD
+            )
         failure = Failure(error, gap[0]) if error is not None and gap is not None else None
         for read in fetch.waiting:
             if not read.napping:

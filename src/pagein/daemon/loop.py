@@ -241,6 +241,7 @@ class Daemon:
             raise
         if await self._copen(device, message, blob.size):
             blob.seeding = self._spawn(self._seed(blob, anon))
+            blob.origin.prepare()
             if self._opened is not None:
                 self._opened(blob)
         else:

@@ -336,7 +336,7 @@ def _become(user: str, cache: str, state_dir: str, *, with_parent: bool) -> int:
     return fd
 
 
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def _give_memory_back() -> None:
@@ -347,6 +347,7 @@ def _give_memory_back() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:  # of glibc
         mallopt(_M_MMAP_THRESHOLD, 512 << 10)
+        mallopt(_M_TRIM_THRESHOLD, 4 << 20)
         mallopt(_M_ARENA_MAX, 2)
 
 

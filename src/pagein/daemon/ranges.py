@@ -95,12 +95,25 @@ class Ranges:
             self.present.discard(start, end)
 
     def plan(
-        self, policy: Policy, off: int, length: int, *, limit: int, round_trip: int | None
+        self,
+        policy: Policy,
+        off: int,
+        length: int,
+        *,
+        limit: int,
+        round_trip: int | None,
+        lead: int | None,
     ) -> Plan:
         """What `policy` wants to be fetched for a READ, as things are."""
         with self._lock:
             return policy.plan(
-                off, length, self.present, self._inflight, limit=limit, round_trip=round_trip
+                off,
+                length,
+                self.present,
+                self._inflight,
+                limit=limit,
+                round_trip=round_trip,
+                lead=lead,
             )
 
     def close(self) -> None:

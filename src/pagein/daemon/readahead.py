@@ -11,7 +11,7 @@ only a proven stream grows:
   it proves the stream, and the next window is larger.
 * A reader that is faster than the link catches up with the fetch; its READs hit what is in flight.
   The next window is planned while half of the current one is left, and what the link carries in a
-  round trip. So the link never idles.
+  round trip; or a little before the link would idle, where its rate is known.
 * Files that lie next to each other, read one after the other, are a stream like any other.
 * READs at equal distances are a stream too: of what lies between them nothing is fetched.
 
@@ -47,6 +47,11 @@ STREAMS: Final = 32
 STRIDE_MOST: Final = 16 << 20
 """Bytes between two READs of a strided stream, at most."""
 
+# A window should not take longer than this: another READ of its range has to wait behind it. The
+# least is so large that a window still shows how fast the origin is.
+_WINDOW_SECONDS = 1.0
+_WINDOW_LEAST = 1 << 20
+_LEAD = 0.03  # seconds beyond a round trip: so early the next window is asked for
 _SKIP = 128 << 10  # bytes: READs of one reader's read-ahead may arrive in another order
 _RECENT = 8  # random READs that the next one may be at equal distances to
 _STRIDES = 8  # strided streams that are followed at once
@@ -84,6 +89,18 @@ class _Stride:
     steps: int  # that were planned at once
 
 
+def window_limit(speed: float | None) -> int:
+    """Bytes of the largest window that makes sense where `speed` bytes come in a second."""
+    if speed is None:
+        return WINDOW_MAX
+    return max(_WINDOW_LEAST, int(min(speed * _WINDOW_SECONDS, WINDOW_MAX)))
+
+
+def lead_of(speed: float | None, rtt: float | None) -> int | None:
+    """How many bytes before the end of a window the next one is asked for; `rtt` in seconds."""
+    return None if speed is None else int(speed * ((rtt or 0.0) + _LEAD))
+
+
 class Policy:
     """The streams of one blob, and what to fetch for its next READ. No I/O, no clock."""
 
@@ -106,12 +123,15 @@ class Policy:
         *,
         limit: int = WINDOW_MAX,
         round_trip: int | None = None,
+        lead: int | None = None,
     ) -> Plan:
         """What to fetch for a READ of `length` > 0 bytes at `off`, within the blob.
 
         `limit` is the largest window in bytes that makes sense now: on a slow link a large one
         would stand in the way of the next READ. `round_trip` is how many bytes the link carries in
-        a round trip, if that is known. The demand always contains the READ.
+        a round trip, if that is known; `lead` is how many bytes before the end of a window the next
+        one has to be asked for, if the rate is known: sooner, the two would share the link, and
+        the reader wait for bytes that others take the room of. The demand always contains the READ.
         """
         end = min(off + length, self._end)
         limit = max(GRANULE, min(limit // PAGE_SIZE * PAGE_SIZE, WINDOW_MAX))
@@ -124,11 +144,27 @@ class Policy:
                 return self._rest(stream, off, end)
             if off == stream.edge or end > stream.edge:
                 return self._grow(stream, off, end, limit, start)
-            return self._follow(stream, off, end, limit, start)
+            near = stream.window // 2 + min(start or 0, limit)
+            return self._follow(stream, off, end, limit, start, min(near, lead or near))
         stride = self._find_stride(off, end)
         if stride is not None:
             return self._step(stride, off, end, limit, start)
         return self._random(off, end, present, inflight)
+
+    def follow(self, edge: int, *, limit: int = WINDOW_MAX) -> Range:
+        """What to fetch, perhaps nothing, when a fetch that ends at `edge` is over.
+
+        If that was of a long stream, its reader is behind it, and silent: the link need not wait
+        for its next READ. Seen in this window it has to be, so no more than one goes beyond what a
+        READ has asked for.
+        """
+        limit = max(GRANULE, min(limit // PAGE_SIZE * PAGE_SIZE, WINDOW_MAX))
+        for stream in self._streams.values():
+            seen = stream.proven and stream.pos - stream.start >= _SKIP
+            if stream.edge == edge < self._end and seen and stream.window > limit // 2:
+                self._next_window(stream, limit, None)
+                return edge, stream.edge
+        return edge, edge
 
     # ---- streams
 
@@ -156,11 +192,12 @@ class Policy:
         stream.edge = min(max(stream.edge, end), self._end)
         return Plan((off, stream.edge))
 
-    def _follow(self, stream: _Stream, off: int, end: int, limit: int, start: int | None) -> Plan:
-        """A READ of what is in flight: plan the next window when it will be wanted soon."""
+    def _follow(
+        self, stream: _Stream, off: int, end: int, limit: int, start: int | None, near: int
+    ) -> Plan:
+        """A READ of what is in flight: plan the next window when less than `near` is left."""
         progress = end > stream.pos
         stream.pos = max(stream.pos, end)
-        near = stream.window // 2 + min(start or 0, limit)
         if not progress or stream.edge - end > near or stream.edge >= self._end:
             return Plan((off, end))
         edge = stream.edge
@@ -182,7 +219,7 @@ class Policy:
     # ---- strides
 
     def _find_stride(self, off: int, end: int) -> _Stride | None:
-        """The strided stream that a READ continues; it may be the third at equal distances."""
+        """The strided stream that a READ continues; it may be the one that shows it."""
         for stride in self._strides:
             if (
                 off <= stride.edge
@@ -190,15 +227,23 @@ class Policy:
                 and not (off - stride.first) % stride.step
             ):
                 return stride
-        known = {start for start, _ in self._recent}
         for start, stop in reversed(self._recent):
             step = off - start
-            near = 0 < step <= STRIDE_MOST and step > end - off
-            if near and start - step in known:
+            if end - off < step <= STRIDE_MOST and self._equally_far(off, step):
                 found = _Stride(start, step, max(end - off, stop - start), off, 1)
                 self._strides.append(found)
                 return found
         return None
+
+    def _equally_far(self, off: int, step: int) -> bool:
+        """Whether a READ is the third in a row, or the fourth of the last ones, so far apart.
+
+        Of READs at random places in a small region three are so now and then by chance.
+        """
+        if [start for start, _ in self._recent][-2:] == [off - 2 * step, off - step]:
+            return True
+        known = {start for start, _ in self._recent}
+        return all(off - number * step in known for number in (1, 2, 3))
 
     def _step(self, stride: _Stride, off: int, end: int, limit: int, start: int | None) -> Plan:
         """A READ at equal distance to others: plan the next ones, twice as many as before."""

@@ -130,6 +130,10 @@ class Ahead(Origin):
         self._downloads.clear()
         return self._origin.forget()
 
+    def prepare(self) -> None:
+        """As of what it reads ahead of."""
+        self._origin.prepare()
+
     async def close(self) -> None:
         """End it, downloads and all."""
         self.closed = True

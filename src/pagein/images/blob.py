@@ -25,7 +25,7 @@ from pagein.origins.base import OriginError
 from pagein.origins.health import Health
 from pagein.origins.http import HttpOrigin, Served
 from pagein.origins.identity import Identity
-from pagein.origins.mirrors import CHANGED, Waits, first_answer
+from pagein.origins.mirrors import CHANGED, Waits, first_answer, in_order
 
 log = logging.getLogger("pagein.origins")
 
@@ -88,6 +88,12 @@ class BlobOrigin(HttpOrigin):
             place.aside_until = now + CHANGED
             place.health.lied(now, f"wrong bytes of blob {self._digest}")
         return any(place.aside_until <= now for place in self._servers)
+
+    def prepare(self) -> None:
+        """Connections are made ahead, to the server that gives the bytes."""
+        if not self._closed and not self._servers[-1].client.session.closed:
+            place = in_order(self._servers)[0]
+            place.client.prepare(place.link)
 
     @asynccontextmanager
     async def _ask(self, offset: int, length: int) -> AsyncIterator[Served]:

@@ -109,6 +109,16 @@ class RegistryClient:
         twin._dial = min(waits.dial, self._dial or waits.dial)
         return twin
 
+    def prepare(self, url: str | None) -> None:
+        """Have connections ready, to this server or to that of `url`, where it redirects to."""
+        self.session.prepare(self._target(url or self.repository.base, self.source))
+
+    def _target(self, url: str, what: str) -> Target:
+        target = Target(url, what, tls=self._tls)
+        if self._host is not None and self._host.proxy is not None:
+            target.proxy = self._host.proxy
+        return target
+
     async def fetch(
         self, wanted: Request, limit: int, *, actions: tuple[str, ...] = ("pull",)
     ) -> Answer:
@@ -185,13 +195,10 @@ class RegistryClient:
         """One request as this server, or where it redirects to, wants it; `what` is its name."""
         if self.session.closed:
             raise OriginError.of(self.source, "the connections are closed", errno=errno.EBADF)
-        target = Target(url, what, tls=self._tls)
-        if self._host is not None and self._host.proxy is not None:
-            target.proxy = self._host.proxy
         async with send(
             self.session,
             method,
-            target,
+            self._target(url, what),
             self._wait,
             headers=request.headers,
             body=request.body,

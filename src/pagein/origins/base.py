@@ -148,6 +148,10 @@ class Origin(ABC):
         """
         return False
 
+    def prepare(self) -> None:
+        """More will be asked for soon: what that needs may be made ready, without a wait."""
+        return None
+
     async def around(self, start: int, end: int) -> tuple[int, int]:
         """What is at hand once [start, end) is: a range in bytes that holds it.
 

@@ -13,7 +13,7 @@ import errno
 import logging
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from typing import ClassVar, NamedTuple, NoReturn
 
 import aiohttp
@@ -21,7 +21,7 @@ import aiohttp
 from pagein.origins.base import Origin, OriginError, check_range, redact
 from pagein.origins.health import Health
 from pagein.origins.identity import Identity
-from pagein.origins.mirrors import Waits, first_answer
+from pagein.origins.mirrors import Waits, first_answer, in_order
 from pagein.origins.retry import ATTEMPTS, Backoff, retry_after
 from pagein.origins.session import BROKE_OFF, PASSING, Session, Target, send, timed_out
 
@@ -63,6 +63,10 @@ class UrlPlace:
     def health(self) -> Health:
         """Of the server."""
         return self._session.health(self.target.url)
+
+    def prepare(self) -> None:
+        """Have connections ready."""
+        self._session.prepare(self.target)
 
 
 class Served(NamedTuple):
@@ -130,7 +134,10 @@ class HttpOrigin(Origin):
         now = asyncio.get_running_loop().time
         async with self._ask(offset, length) as served:
             left = length
-            async for piece in served.response.content.iter_any():
+            # As they came: put together they would be copied once more.
+            async for piece, _ in served.response.content.iter_chunks():
+                if not piece:
+                    continue
                 if served.health.alive(now()):
                     log.warning("%s answers again", served.health.name)
                 left -= len(piece)
@@ -139,6 +146,11 @@ class HttpOrigin(Origin):
                 yield piece
             if left:
                 self._fail(served.name, BROKE_OFF, retry=True)
+
+    def prepare(self) -> None:
+        """Connections are made ahead, to the server that will be asked."""
+        with suppress(OriginError):
+            in_order(self._all_places())[0].prepare()
 
     async def close(self) -> None:
         """Close the session if it is the origin's own; later reads raise OriginError."""

@@ -17,8 +17,8 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final
 
-ASSUMED_RATE: Final = 25e6
-"""Bytes per second of a server whose rate is not known yet: 200 Mbit/s."""
+ASSUMED_RATE: Final = 50e6
+"""Bytes per second of a server whose rate is not known yet: 400 Mbit/s."""
 
 _SHOWS = 64 << 10  # bytes of an answer that shows whether it had to wait: not a page between others
 _TOOK = 8  # answers whose time is remembered
@@ -27,7 +27,9 @@ _SAMPLES = 8  # rates
 _SPAN = 0.05  # seconds of a sample, at least, unless the answers end before
 _SHORT = 0.01  # seconds of a sample that counts at all
 _LEAST = 128 << 10  # bytes of it
+_FIRST = 1 << 20  # bytes that show it soon while nothing is known
 _MUCH = 4 << 20  # bytes that are a sample, however short the time was
+_TRIP_LEAST = 0.01  # seconds
 _HOSTS = 256  # that are remembered
 
 
@@ -56,11 +58,12 @@ class Pace:
     def round_trip(self) -> int | None:
         """Bytes that the link carries in a round trip, or None while that is not known.
 
-        The rate may be an assumed one.
+        The rate may be an assumed one. Of a short round trip it is what is carried in 10 ms: a
+        request takes processors some time as well.
         """
         if self.rtt is None:
             return None
-        return int(self.rtt * (ASSUMED_RATE if self.rate is None else self.rate))
+        return int(max(self.rtt, _TRIP_LEAST) * (ASSUMED_RATE if self.rate is None else self.rate))
 
     def queued(self, last: int) -> float:
         """Seconds that the last answers took beyond a round trip, the least of `last`.
@@ -85,7 +88,8 @@ class Pace:
     def received(self, count: int, now: float) -> None:
         """`count` more bytes of an answer have come, after its first ones."""
         self._bytes += count
-        if now - self._since >= _SPAN:
+        long = _SPAN if self.rate is not None or self._bytes < _FIRST else _SHORT
+        if now - self._since >= long:
             self._sample(now)
 
     def end(self, size: int, took: float, now: float) -> None:

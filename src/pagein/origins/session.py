@@ -15,8 +15,8 @@ import logging
 import os
 import ssl
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, Self
 
 import aiohttp
@@ -25,6 +25,7 @@ from yarl import URL
 from pagein.origins.base import HostDown, OriginError
 from pagein.origins.health import FAIL_AFTER, Attempt, Health, Refusal
 from pagein.origins.retry import retry_after
+from pagein.origins.spares import Count, Dialler
 
 log = logging.getLogger("pagein.origins")
 
@@ -53,8 +54,11 @@ class Session:
     def __init__(self, *, fail_after: float = FAIL_AFTER) -> None:
         self._fail_after = fail_after
         self._servers: dict[str, Health] = {}
+        self._counts: dict[str, Count] = {}
+        connector = aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, keepalive_timeout=_IDLE_KEPT)
+        self._dialler = Dialler(connector)
         self.client = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS, keepalive_timeout=_IDLE_KEPT),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Accept-Encoding": "identity", "User-Agent": "pagein"},
             read_bufsize=READ_BUFFER,
@@ -76,6 +80,7 @@ class Session:
 
     async def close(self) -> None:
         """Close all connections; twice is fine."""
+        await self._dialler.close()
         await self.client.close()
 
     def health(self, url: URL) -> Health:
@@ -87,6 +92,23 @@ class Session:
                 del self._servers[next(iter(self._servers))]
             found = self._servers[name] = Health(self._fail_after, name=name)
         return found
+
+    def count(self, url: URL) -> Count:
+        """The connections to the server of `url`."""
+        name = str(url.origin())
+        if name not in self._counts and len(self._counts) >= _MAX_SERVERS:
+            del self._counts[next(iter(self._counts))]
+        return self._counts.setdefault(name, Count(_IDLE_KEPT))
+
+    def prepare(self, target: Target) -> None:
+        """Have connections ready for what will be asked of a server, if it does well."""
+        now = asyncio.get_running_loop().time()
+        if self.closed or self.health(target.url).rank(now) > (0, 0.0):
+            return
+        count = self.count(target.url)
+        if many := count.lacking(now):
+            how = {"proxy": target.proxy, "ssl": target.tls or True}
+            self._dialler.dial(count, many, target.url, **how)
 
     def servers(self) -> list[dict[str, Any]]:
         """Every server that was asked, and how it does, for `pagein status`."""
@@ -250,20 +272,33 @@ async def _request(
         sock_connect=timeout if dial is None else min(dial, timeout),
         sock_read=timeout,
     )
-    async with session.client.request(
-        method,
-        target.url,
-        headers={**target.headers, "Accept-Encoding": "identity", **headers},
-        # From a file object it is sent in pieces, and may be sent again.
-        data=None if body is None else io.BytesIO(body),
-        timeout=waits,
-        proxy=target.proxy,
-        ssl=target.tls or True,
-        allow_redirects=redirects > 0,
-        max_redirects=max(redirects, 1),
-        read_bufsize=READ_BUFFER,
-    ) as response:
-        yield response
+    with _counted(session.count(target.url)):
+        async with session.client.request(
+            method,
+            target.url,
+            headers={**target.headers, "Accept-Encoding": "identity", **headers},
+            # From a file object it is sent in pieces, and may be sent again.
+            data=None if body is None else io.BytesIO(body),
+            timeout=waits,
+            proxy=target.proxy,
+            ssl=target.tls or True,
+            allow_redirects=redirects > 0,
+            max_redirects=max(redirects, 1),
+            read_bufsize=READ_BUFFER,
+        ) as response:
+            yield response
+
+
+@contextmanager
+def _counted(count: Count) -> Iterator[None]:
+    """Counts a connection while it is in use; what ends otherwise than well has lost it."""
+    count.begin(asyncio.get_running_loop().time())
+    lost = True
+    try:
+        yield
+        lost = False
+    finally:
+        count.end(lost=lost)
 
 
 def _error_of(source: str, exc: Exception, timeout: float, *, begun: bool) -> OriginError:

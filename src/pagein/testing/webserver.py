@@ -22,14 +22,14 @@ import signal
 import socket
 import struct
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from http.client import responses
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
 from urllib.parse import unquote, urlsplit
 
 from pagein.testing.answers import (
@@ -142,29 +142,28 @@ class WebServer:
     async def __aenter__(self) -> Self:
         self._listener = socket.create_server(self._address, backlog=128)
         self._listener.setblocking(False)
-        self._own(self._accept(self._listener))
+        asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
 
-    def _own(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            peer, _ = await loop.sock_accept(listener)
-            self._own(_Connection(self, peer).run())
+    def _accept(self, listener: socket.socket) -> None:
+        """Serve who has come; nothing is awaited, or a client would be lost at the end."""
+        with suppress(OSError):  # it has gone again
+            peer, _ = listener.accept()
+            task = asyncio.get_running_loop().create_task(_Connection(self, peer).run())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(lambda _: peer.close())  # also of one that never began
 
     def find(self, path: str) -> bytes | Path | None:
         """What is served at `path`."""

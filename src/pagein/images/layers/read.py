@@ -75,6 +75,10 @@ class LayerOrigin(Origin):
         except LayerError as error:
             raise OriginError.of(str(self), str(error)) from None
 
+    def prepare(self) -> None:
+        """As for the compressed layer."""
+        self._origin.prepare()
+
     # ---- for who knows what will be read
 
     async def expect(self, start: int, end: int, rank: int) -> bool:
