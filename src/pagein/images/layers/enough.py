@@ -16,7 +16,7 @@ from pagein.images.layers.zstd.frames import MAX_BLOCK
 LITTLE: Final = 64 << 10
 """Bytes of the layer beyond that."""
 
-_REST: Final = 8  # an eighth of a span: what is left then is not worth a request of its own
+_REST: Final = 192 << 10  # bytes of the layer that are not worth a request of their own
 
 
 def enough(place: Place, wanted: int, at: int, out: int) -> int:
@@ -24,7 +24,21 @@ def enough(place: Place, wanted: int, at: int, out: int) -> int:
 
     Up to `at` in the layer there are `out` bytes of it.
     """
-    give = wanted + MAX_BLOCK - out
-    left = max(1, place.size - out)
-    end = at + (place.end - at) * max(0, give) // left + LITTLE
-    return end if end + (place.end - place.start) // _REST < place.end else place.end
+    if place.chunks:
+        end = _of_chunks(place, wanted)
+    else:
+        give, left = wanted + MAX_BLOCK - out, max(1, place.size - out)
+        end = at + (place.end - at) * max(0, give) // left + LITTLE
+    return end if end + _REST < place.end else place.end
+
+
+def _of_chunks(place: Place, wanted: int) -> int:
+    """Of a layer in chunks: where the stream ends, at most, that has the last byte."""
+    out, last = 0, -1
+    for chunk in place.chunks:
+        if last >= 0 and chunk.start > last:
+            return chunk.start
+        out += chunk.size
+        if out >= wanted:
+            last = chunk.start
+    return place.end

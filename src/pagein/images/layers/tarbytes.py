@@ -286,7 +286,7 @@ class TarBytes:
     @property
     def in_part(self) -> bool:
         """Whether spans are so large that only what is wanted of them is fetched."""
-        return self._index.header.compression is Compression.ZSTD
+        return self._index.header.compression is not Compression.GZIP
 
     def _decoder(self, place: Place) -> Decoder:
         """In a thread: one that stands at the beginning of a span."""
