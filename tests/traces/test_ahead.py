@@ -6,8 +6,7 @@ import pytest
 from tests.daemon.helpers import now, run
 from tests.traces.rig import KIB, Slow, noise
 
-from pagein.images.ahead import Ahead
-from pagein.images.layers.traffic import Traffic
+from pagein.images.ahead import Ahead, Traffic
 from pagein.origins.base import OriginError
 
 DATA = noise("layer", 1024 * KIB)
@@ -146,22 +145,5 @@ def test_closed_it_leaves_nobody_waiting() -> None:
         assert reading.done()
         download.cancel()
         await asyncio.gather(download, reading, return_exceptions=True)
-
-    run(main())
-
-
-def test_a_download_that_is_waited_for_itself_goes_on() -> None:
-    async def main() -> None:
-        traffic, wanted = Traffic(), [False]
-        with traffic.direct():
-            begun = now()
-            pause = asyncio.create_task(traffic.quiet(lambda: wanted[0]))
-            await asyncio.sleep(0.3)
-            wanted[0] = True
-            assert not pause.done()
-            with traffic.direct():
-                await pause
-            assert now() - begun < 0.5
-            await traffic.quiet(lambda: True)
 
     run(main())

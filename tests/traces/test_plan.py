@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.traces.rig import KIB, MIB, IndexedLayer, Slow, noise
 
-from pagein.images.ahead import Ahead
+from pagein.images.ahead import Ahead, Traffic
 from pagein.images.layers.read import LayerOrigin
-from pagein.images.layers.traffic import Traffic
 from pagein.images.traces.document import Touch, Trace
 from pagein.images.traces.files import Files
 from pagein.images.traces.plan import GAP, PIECE, Piece, Want, plan

@@ -21,12 +21,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pagein.daemon.objects import Blob
-from pagein.images.ahead import Ahead
+from pagein.images.ahead import Ahead, Traffic
 from pagein.images.connections import Connections
 from pagein.images.layerblob import LayerBlob, compressed
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.index import Index
-from pagein.images.layers.traffic import Traffic
 from pagein.images.store import Store
 from pagein.images.traces.document import Trace
 from pagein.images.traces.plan import Piece

@@ -9,14 +9,44 @@ is asked for at once, and downloads pause until it has come.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Final
 
-from pagein.images.layers.traffic import Traffic
 from pagein.origins.base import Origin, OriginError
 
 _GIVEN: Final = 256 << 10  # bytes given out at a time
+_PATIENCE: Final = 1.0  # seconds that a download pauses at most: nothing may wait in a ring
+
+
+class Traffic:
+    """Who waits for the network right now, of all layers that share it."""
+
+    def __init__(self) -> None:
+        self._direct = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    @contextmanager
+    def direct(self) -> Iterator[None]:
+        """For as long as the next bytes of a request are waited for that is no download."""
+        self._direct += 1
+        self._quiet.clear()
+        try:
+            yield
+        finally:
+            self._direct -= 1
+            if not self._direct:
+                self._quiet.set()
+
+    async def quiet(self) -> None:
+        """Return when nobody waits, or after a while."""
+        if not self._quiet.is_set():
+            try:
+                async with asyncio.timeout(_PATIENCE):
+                    await self._quiet.wait()
+            except TimeoutError:
+                pass
 
 
 class _Download:

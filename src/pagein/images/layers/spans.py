@@ -17,7 +17,6 @@ import asyncio
 import copy
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
-from contextlib import nullcontext
 from typing import Final
 
 from pagein.images.layers.chunks import Decoder
@@ -25,7 +24,6 @@ from pagein.images.layers.enough import LITTLE, enough
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.guesses import Guesses
 from pagein.images.layers.index import Place
-from pagein.images.layers.traffic import Traffic
 from pagein.images.layers.transfer import Transfer, own
 from pagein.images.layers.turns import Turns
 
@@ -37,7 +35,7 @@ REQUESTS: Final = 16
 
 FORESEEN: Final = 2 << 20
 """Bytes on their way at once of what is said to be read soon: a few times what a link holds in a
-round trip. What somebody waits for goes first (`traffic.py`), but shares the link with them."""
+round trip. What is asked for now shares the link with them."""
 
 STANDING: Final = 4
 """Decoders that stand in the middle of a span while nobody reads it: of zstd each has its window
@@ -53,7 +51,6 @@ class Kept:
         """`budget` in bytes; spans in use stay beyond it."""
         self.slots = asyncio.Semaphore(requests)
         self.turns = Turns(FORESEEN)
-        self.traffic = Traffic()
         self.guesses = Guesses()
         self._budget = budget
         self._spans: OrderedDict[Span, dict[int, Span]] = OrderedDict()
@@ -149,11 +146,6 @@ class Span:
         return self._filled == self.size and bool(self._filled)
 
     @property
-    def waited(self) -> bool:
-        """Whether somebody waits for more of it."""
-        return bool(self._news)
-
-    @property
     def filled(self) -> int:
         """Bytes of it that were decoded."""
         return self._filled
@@ -226,10 +218,8 @@ class Span:
             raise copy.copy(self.error).with_traceback(None) from self.error
         future = asyncio.get_running_loop().create_future()
         self._news.add(future)
-        transfer = self.transfer
         try:
-            with nullcontext() if transfer is None else transfer.traffic.direct():
-                await future
+            await future
         except asyncio.CancelledError:
             if self.users == 1 and self.transfer is not None:
                 self.transfer.give_up()

@@ -30,7 +30,6 @@ class Transfer:
 
         `came` is told of each few bytes that have come.
         """
-        self.traffic = kept.traffic
         self._spans = spans
         self._came = came
         self._origin = origin
@@ -87,7 +86,6 @@ class Transfer:
                 at += len(piece)
                 if self._came is not None:
                     self._came(len(piece))
-                await self.traffic.quiet(lambda: any(span.waited for span in self._spans))
                 while first < len(self._spans) and self._spans[first].at == self._spans[first].end:
                     self._spans[first].transfer = None
                     first += 1
