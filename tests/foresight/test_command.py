@@ -91,3 +91,33 @@ def test_turns_are_taken_by_rank_within_the_limit(steps: list[tuple[int, int, bo
             pass
 
     asyncio.run(main())
+
+
+def test_what_has_come_of_a_turn_is_room_for_others() -> None:
+    async def main() -> None:
+        turns, order = Turns(100), list[str]()
+
+        async def other(size: int) -> None:
+            async with turns.take(size, 0):
+                order.append("other")
+
+        async with turns.take(150, 0) as came:
+            task = asyncio.create_task(other(40))
+            await asyncio.sleep(0)
+            came(50)  # what is beyond the limit had no room
+            came(30)
+            await asyncio.sleep(0)
+            assert not order
+            came(20)
+            await task
+            came(1000)  # more than was asked for
+            task = asyncio.create_task(other(100))
+            await task
+        assert order == ["other", "other"]
+        async with turns.take(100, 0), turns.take(0, 0):
+            task = asyncio.create_task(other(1))
+            await asyncio.sleep(0)
+            assert len(order) == 2
+        await task
+
+    asyncio.run(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from bisect import bisect_right
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.layers import zstdencoders
+from tests.layers.rig import Bytes, Indexed
 from tests.layers.zstdencoders import ENCODERS, VARIANTS, Encode
 
 from pagein.images.layers.point import Point
+from pagein.images.layers.read import LayerOrigin
 from pagein.images.layers.zstd import ZstdDecoder, ZstdUnpacker, unpacker
 
 READ = 64 << 10
@@ -132,3 +135,23 @@ def test_a_thousand_reads_of_each_encoder(name: str, tmp_path: Path) -> None:
     content = zstdencoders.tar_of_text(random.Random(3), 40 << 20)
     encode = zstdencoders.by_skopeo(tmp_path) if name == "skopeo" else ENCODERS[name]
     assert check(content, encode(content), reads=1000, span=None) >= 1
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_thousand_reads_where_the_window_is_128_mib(tmp_path: Path) -> None:
+    """All of the layer is one span, too large to be decoded whole."""
+    content = zstdencoders.tar_of_text(random.Random(4), 48 << 20)
+    layer = Indexed(ENCODERS["zstd --long=27"](content), tmp_path / "index")
+    draw = random.Random(5)
+
+    async def main() -> None:
+        with layer.opened() as index:
+            assert index.points == 1 and index.header.tar_size == len(content)
+            origin = LayerOrigin(index, Bytes(layer.data))
+            for _ in range(1000):
+                at = draw.randrange(len(layer.blob) - READ)
+                assert await origin.read(at, READ) == layer.blob[at : at + READ]
+            await origin.close()
+
+    asyncio.run(main())

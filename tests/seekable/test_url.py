@@ -112,7 +112,7 @@ def test_the_next_request_is_under_way_before_who_reads_on_needs_it(web: WebServ
         asked = [("/file.gz", first.start, first.end)]
         assert file.read(1000) == CONTENT[:1000]
         assert web.requests == asked
-        at = second.point.out + 2 * CHUNK
+        at = second.out + 2 * CHUNK
         assert file.read(at) == CONTENT[1000 : 1000 + at]
         asked.append(("/file.gz", first.end, second.end))
         asked.append(("/file.gz", second.end, len(PACKED)))

@@ -42,7 +42,7 @@ def test_of_a_url_only_the_span_is_fetched(path: Path) -> None:
     ):
         web.requests.clear()
         place = file.index.place(file.index.points - 1)
-        at = place.point.out + 100_000
+        at = place.out + 100_000
         assert file.pread(1000, at) == CONTENT[at : at + 1000]
         assert web.requests == [("/file.zst", place.start, place.end)]
         assert place.start > path.stat().st_size // 3

@@ -91,11 +91,11 @@ def changed(draw: random.Random, toc: bytes) -> bytes:
             case 1:
                 del entries[at]
             case 2:
-                entries[at] = draw.choice([*OTHERS, entries[0]])
+                entries[at] = copy.deepcopy(draw.choice([*OTHERS, entries[0]]))
             case _:
                 if isinstance(entries[at], dict):
                     key = draw.choice(KEYS)
-                    entries[at][key] = other(draw, key)
+                    entries[at][key] = copy.deepcopy(other(draw, key))
     return json.dumps(document).encode()
 
 

@@ -39,7 +39,8 @@ class Cursors:
             cursor = max(able, key=lambda c: c.last[0])
             self._idle.remove(cursor)
         else:
-            cursor = _Cursor(place, self._decoder(place), self._origin)
+            decoder = await asyncio.to_thread(self._decoder, place)
+            cursor = _Cursor(place, decoder, self._origin)
         # While it is in use nobody else has it; if this fails, nobody will.
         while True:
             out, data = cursor.last
@@ -57,7 +58,7 @@ class _Cursor:
 
     def __init__(self, place: Place, decoder: Decoder, origin: Origin) -> None:
         self.number = place.number
-        self.last: tuple[int, bytes] = (place.point.out, b"")
+        self.last: tuple[int, bytes] = (place.out, b"")
         self._at = place.start
         self._decoder = decoder
         self._origin = origin

@@ -27,6 +27,7 @@ from pagein.images.layers.point import Point
 
 _KEPT = 16  # unpacked blocks of a section
 _KEPT_BYTES = 1 << 20
+_BITS = 1 << 16  # points of which it is remembered where they are
 _UNPACKED = 4  # blocks of extents as columns, 48 KiB each
 
 
@@ -47,10 +48,11 @@ class _Extents(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Span `number` begins at `point`: `size` bytes of the tar, [start, end) of the layer."""
+    """Span `number`, from a point to the next: `size` bytes of the tar from `out`, [start, end) of
+    the layer."""
 
     number: int
-    point: Point
+    out: int
     size: int
     start: int
     end: int
@@ -74,6 +76,7 @@ class Index:
         """
         self.path = os.fspath(path)
         self._unpacked: dict[int, _Extents] = {}
+        self._bits: dict[int, int] = {}
         with open(self.path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < layout.FIXED.size:
@@ -110,12 +113,24 @@ class Index:
         """A place to enter the layer; the first one is number 0."""
         section = self._sections[Kind.POINTS]
         content = section.block(number)
+        return Point(section.key(number), self._bit_of(number, content), content[8:])
+
+    def _bit(self, number: int) -> int:
+        """That of a point; what else it says, a megabyte of window maybe, is not unpacked."""
+        bit = self._bits.get(number)
+        if bit is None:
+            bit = self._bit_of(number, self._sections[Kind.POINTS].head(number, 8))
+            if len(self._bits) < _BITS:
+                self._bits[number] = bit
+        return bit
+
+    def _bit_of(self, number: int, content: bytes) -> int:
         if len(content) < 8:
             raise self._error(f"point {number}", "too short")
         bit = int.from_bytes(content[:8], "little")
         if bit >= self.header.layer.size * 8:
             raise self._error(f"point {number}", "beyond the layer")
-        return Point(section.key(number), bit, content[8:])
+        return bit
 
     def point_before(self, out: int) -> int:
         """The number of the last point at or before offset `out` in the tar."""
@@ -128,14 +143,15 @@ class Index:
 
     def place(self, number: int) -> Place:
         """What lies between a point and the next; the last byte may be the next one's as well."""
-        point, size = self.point(number), self.header.layer.size
-        start = point.bit // 8
         if self.header.compression in layout.CHUNKED:
-            return self._of_chunks(number, point)
-        end = -(-self.point(number + 1).bit // 8) if number + 1 < self.points else size
+            return self._of_chunks(number, self.point(number))
+        start, end = self._bit(number) // 8, self.header.layer.size
+        if number + 1 < self.points:
+            end = -(-self._bit(number + 1) // 8)
         if start >= end:
             raise self._error(f"point {number}", "not before the next one")
-        return Place(number, point, self.point_out(number + 1) - point.out, start, end)
+        out = self.point_out(number)
+        return Place(number, out, self.point_out(number + 1) - out, start, end)
 
     def pieces(self, start: int, end: int) -> Iterator[Piece]:
         """What of [start, end) in the data blob comes from the tar, in order; the rest is zeros."""
@@ -254,7 +270,7 @@ class Index:
             raise self._error(f"point {number}", "not within the layer")
         if size != sum(chunk.size for chunk in found):
             raise self._error(f"point {number}", "not of the size that it should be")
-        return Place(number, point._replace(window=b""), size, start, end, tuple(found))
+        return Place(number, point.out, size, start, end, tuple(found))
 
     def _extents(self, number: int) -> _Extents:
         """A block of extents, its gaps added up again."""
@@ -310,6 +326,11 @@ class _Section:
             self._keep(number, content)
         return content
 
+    def head(self, number: int, length: int) -> bytes:
+        """How a block begins; only that is unpacked, of what was verified."""
+        content = self._kept.get(number)
+        return self._read(number, length) if content is None else content[:length]
+
     def _keep(self, number: int, content: bytes) -> None:
         held = sum(map(len, list(self._kept.values()))) + len(content)
         for each in list(self._kept):
@@ -324,7 +345,7 @@ class _Section:
         at = self._table.offset + number * layout.BLOCK.size
         return layout.BLOCK.unpack_from(self._map, at)
 
-    def _read(self, number: int) -> bytes:
+    def _read(self, number: int, length: int | None = None) -> bytes:
         _, offset, stored_size, size, sha256 = self._entry(number)
         where = f"{self._name}, block {number}"
         stored = self._map[offset : offset + stored_size]
@@ -335,9 +356,11 @@ class _Section:
         content = stored
         if size != stored_size:
             try:
-                content = zlib.decompressobj().decompress(stored, size + 1)
+                content = zlib.decompressobj().decompress(stored, length or size + 1)
             except zlib.error as error:
                 raise self._error(where, str(error)) from None
+        if length is not None:
+            return content[:length]
         if len(content) != size:
             raise self._error(where, "not of the size that it should be")
         return content

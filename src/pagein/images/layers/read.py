@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from typing import Final
 
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import CHUNKED, Compression
@@ -19,6 +20,10 @@ from pagein.images.layers.index import Index, Piece
 from pagein.images.layers.spans import Kept
 from pagein.images.layers.tarbytes import WHOLE, Run, TarBytes
 from pagein.origins.base import Origin, OriginError, check_range
+
+AROUND: Final = 1 << 20
+"""Bytes of the data blob that are stored around a read, of what was decoded for it: of the eight
+that a span of zstd may have most are not read, and the rest stays in memory for a while."""
 
 _BATCH = 1 << 20  # bytes put together at a time
 _TRIES = 8  # to get right bytes: as many mirrors as anybody may have
@@ -87,7 +92,9 @@ class LayerOrigin(Origin):
         Returns when it is here, or will not come: then it is fetched when it is read. False if that
         is not to be done ahead.
         """
-        pieces = await asyncio.to_thread(self._pieces, start, min(end, self._size))
+        chunk = self._index.header.chunk  # as it is read: whole chunks
+        start, end = start // chunk * chunk, min(-(-end // chunk) * chunk, self._size)
+        pieces = await asyncio.to_thread(self._pieces, start, end)
         if not pieces:
             return True
         last = pieces[-1]
@@ -131,9 +138,10 @@ class LayerOrigin(Origin):
         first = index.point_before(wanted[0].position)
         until = wanted[-1].position + wanted[-1].length
         last = index.point_before(until - 1)
-        low, high = index.point_out(first), index.point_out(last + 1)
-        if first < 0 or high - low > WHOLE:
+        low, after = index.point_out(first), index.point_out(last + 1)
+        if first < 0 or after - low > WHOLE:
             return start, end
+        high = self._tar.reach(last, until)
         inside = index.within(low, high, wanted[0].offset)
         if inside is None:
             return start, end
@@ -141,10 +149,11 @@ class LayerOrigin(Origin):
         begin, stop = inside[0] // chunk * chunk, min(-(-inside[1] // chunk) * chunk, self._size)
         if begin < inside[0] and not self._tar.has(first - 1):
             begin += chunk
-        if stop > inside[1] and not self._tar.has(last + 1):
+        if stop > inside[1] and (high < after or not self._tar.has(last + 1)):
             stop = inside[1] // chunk * chunk
-        if last == first + 1 and not self._tar.has(first) and self._tar.begins(last, until):
-            stop = end
+        if self._tar.in_part:
+            begin = max(begin, start // AROUND * AROUND)
+            stop = min(stop, -(-end // AROUND) * AROUND)
         return min(start, begin), max(end, stop)
 
     def _until(self, start: int, end: int) -> int:

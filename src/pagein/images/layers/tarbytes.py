@@ -1,8 +1,8 @@
 """Bytes of a layer's tar, out of the compressed layer, from the nearest point of the index on.
 
-Spans are fetched whole and kept (`spans.py`), as many at once as their readers ask for; those too
-large for that are decoded by cursors. Who wants the end of one span and the beginning of the next
-gets the first blocks of that one only: else a small read could cost two.
+Spans are fetched and kept (`spans.py`), as many at once as their readers ask for; those too large
+for that are decoded by cursors. Those of zstd are fetched up to what is wanted of them: they are
+ten times as long as those of gzip, and half of one is not read, mostly.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from pagein.images.layers.guesses import at_once
 from pagein.images.layers.gzip import GzipDecoder
 from pagein.images.layers.index import Index, Place
 from pagein.images.layers.point import Point
-from pagein.images.layers.spans import Kept, Span, Transfer, own
+from pagein.images.layers.spans import Kept, Span
+from pagein.images.layers.transfer import Transfer, own
 from pagein.images.layers.zstd import ZstdDecoder
-from pagein.images.layers.zstd.frames import MAX_BLOCK
 from pagein.origins.base import Origin
 
 WHOLE: Final = 32 << 20
@@ -36,7 +36,9 @@ REQUEST: Final = 4 << 20
 FORESEEN_REQUEST: Final = 512 << 10
 """The same, for what is only said to be read soon."""
 
-_LITTLE = 32 << 10  # bytes of the layer: blocks differ
+GUESSED_MOST: Final = 1 << 20
+"""Bytes of the layer of a span that may be guessed: more of it takes longer than a round trip."""
+
 _SKIP = 1 << 20  # bytes of headers that are cheaper passed over than asked for anew
 
 Part = tuple[int, bytes | memoryview]
@@ -66,16 +68,13 @@ class TarBytes:
         span = self._spans.get(number)
         return span is not None and span.complete
 
-    def begins(self, number: int, until: int) -> bool:
-        """Whether of a span that is not here so little is wanted, up to `until` in the tar, that
-        behind the one before it only its first blocks are fetched."""
-        out, after = self._index.point_out(number), self._index.point_out(number + 1)
-        return (
-            self._index.header.compression is Compression.ZSTD
-            and number not in self._spans
-            and after - out <= WHOLE
-            and until - out + MAX_BLOCK <= (after - out) // 4
-        )
+    def reach(self, number: int, until: int) -> int:
+        """Up to where in the tar a span is at hand when somebody has read up to `until`."""
+        after = self._index.point_out(number + 1)
+        if not self.in_part:
+            return after
+        span = self._spans.get(number)
+        return min(after, until if span is None else max(until, span.out + span.filled))
 
     async def clear(self) -> None:
         """End all requests, and forget everything."""
@@ -127,7 +126,6 @@ class TarBytes:
                     async for at, piece in decoded:
                         yield at, piece
                         have = at + len(piece)
-                until = max(until, after)  # if what was asked for did not give it
         finally:
             self._kept.shrink()
 
@@ -149,29 +147,34 @@ class TarBytes:
             if not groups or place.end - groups[-1][0].start > FORESEEN_REQUEST:
                 groups.append([])
             groups[-1].append(place)
-        await asyncio.gather(*(self._foresee(group, rank) for group in groups))
+        await asyncio.gather(*(self._foresee(group, end, rank) for group in groups))
         return True
 
     def _between(self, start: int, end: int) -> list[Place]:
         first, last = self._index.point_before(start), self._index.point_before(end - 1)
         return [self._place(number) for number in range(max(first, 0), last + 1)]
 
-    async def _foresee(self, places: list[Place], rank: int) -> None:
-        if not any(self._lacks(place.number) for place in places):
-            return await self._arrived(places)
-        async with self._kept.turns.take(places[-1].end - places[0].start, rank):
-            while places := [place for place in places if self._lacks(place.number)]:
+    async def _foresee(self, places: list[Place], until: int, rank: int) -> None:
+        if not any(self._lacks(place.number, until) for place in places):
+            await self._arrived(places)
+        lacking = [place for place in places if self._lacks(place.number, until)]
+        if not lacking:
+            return
+        size = sum(self._span(place).new(until) for place in lacking)
+        async with self._kept.turns.take(size, rank) as came:
+            while places := [place for place in places if self._lacks(place.number, until)]:
                 spans = list[Span]()
                 for place in places:
                     if spans and place.number != spans[-1].number + 1:
                         break
-                    if not self._kept.guesses.foresee(place.end - place.start):
+                    span = self._span(place)
+                    if not self._kept.guesses.foresee(span.new(until)):
                         break
-                    spans.append(self._span(place))
-                    spans[-1].foreseen = True
+                    span.foreseen += span.ask(until)
+                    spans.append(span)
                 if not spans:
                     return
-                await Transfer(spans, self._origin, self._kept, self._tasks).over()
+                await Transfer(spans, self._origin, self._kept, self._tasks, came).over()
                 places = places[len(spans) :]
 
     async def _arrived(self, places: list[Place]) -> None:
@@ -189,12 +192,14 @@ class TarBytes:
         while (first := self._missing(number, last, until)) is not None:
             places = await asyncio.to_thread(self._places, first, last + 1)
             places = [place for place in places if self._lacks(place.number, until)]
-            self._transfer(places, last, until=until if first == last - 1 else None)
+            self._transfer(places, last, until)
         span = self._spans[number]
+        if span.transfer is not None and span.out + span.reach < min(until, span.out + span.size):
+            self._kept.guesses.asked(span.ask(until))
         self._kept.touch(span, self._spans)
         if span.foreseen:
-            span.foreseen = False
-            self._kept.guesses.foreseen(span.length)
+            self._kept.guesses.foreseen(span.foreseen)
+            span.foreseen = 0
         if span.guess is not None:
             self._came_true(span)
         return span
@@ -211,7 +216,7 @@ class TarBytes:
         with contextlib.suppress(LayerError):  # whoever reads it will meet it
             last = min(number + at_once(run), self._index.points) - 1
             places = await asyncio.to_thread(self._places, number, last)
-            self._transfer([place for place in places if self._lacks(place.number)], -1, run)
+            self._transfer([place for place in places if self._lacks(place.number)], -1, run=run)
 
     def _missing(self, number: int, last: int, until: int) -> int | None:
         """The first span from `number` on that nobody fetches yet, if it is due."""
@@ -236,57 +241,64 @@ class TarBytes:
         return self._index.point_out(number + 1) - self._index.point_out(number) > WHOLE
 
     def _transfer(
-        self, places: list[Place], last: int, run: int = 0, until: int | None = None
+        self, places: list[Place], last: int, until: int | None = None, run: int = 0
     ) -> None:
-        """Ask for the first of `places`, and for those that follow without a gap.
+        """Ask for the first of `places`, and for those that follow without a gap, up to `until`.
 
-        Those beyond `last` are guesses, `run` of which came true before. With `until`, `last` is
-        the second of two spans, and may be asked for in part.
+        Those beyond `last` are guesses, `run` of which came true before.
         """
-        end = None
         guesses, spans = self._kept.guesses, list[Span]()
         for place in places:
             known = self._spans.get(place.number)
-            in_part = known is not None and place.start < known.at < place.end
-            if spans and (in_part or place.number != spans[-1].number + 1):
+            begun = known is not None and place.start < known.at < place.end
+            if spans and (begun or place.number != spans[-1].number + 1):
                 break
-            guessed = place.number > last
-            if guessed and (self._origin.guided or not guesses.allow(place.end - place.start)):
-                break
-            in_part = bool(spans) and until is not None and self.begins(place.number, until)
-            spans.append(self._span(place))
-            if in_part and until is not None:
-                spans[-1].reach = until - place.point.out
-                end = _first_blocks(place, spans[-1].reach)
-                guesses.asked(end - place.start)
-                break
-            if guessed:
+            if place.number > last:
+                if not self._may_guess(place):
+                    break
+                spans.append(self._span(place))
                 spans[-1].guess = run
-            else:
-                guesses.asked(spans[-1].length)
+                spans[-1].ask()
+                continue
+            spans.append(self._span(place))
+            guesses.asked(spans[-1].ask(until))
+            if spans[-1].due < place.end:
+                break
         if spans:
-            Transfer(spans, self._origin, self._kept, self._tasks, end)
+            Transfer(spans, self._origin, self._kept, self._tasks)
+
+    def _may_guess(self, place: Place) -> bool:
+        size = place.end - place.start
+        small = size <= GUESSED_MOST and not self._origin.guided
+        return small and self._kept.guesses.allow(size)
 
     def _span(self, place: Place) -> Span:
         span = self._spans.get(place.number)
-        if span is not None and span.at == span.end:  # what came cannot be decoded
+        if span is not None and span.failed:
             self._kept.forget(span)
             span = None
         if span is None:
-            span = self._spans[place.number] = Span(place, self._decoder(place), self._tasks)
+            span = Span(place, self._decoder, self._tasks, whole=not self.in_part)
+            self._spans[place.number] = span
         self._kept.touch(span, self._spans)
         return span
 
+    @property
+    def in_part(self) -> bool:
+        """Whether spans are so large that only what is wanted of them is fetched."""
+        return self._index.header.compression is not Compression.GZIP
+
     def _decoder(self, place: Place) -> Decoder:
+        """In a thread: one that stands at the beginning of a span."""
         match self._index.header.compression:
             case Compression.GZIP:
-                return GzipDecoder(place.point)
+                return GzipDecoder(self._index.point(place.number))
             case Compression.GZIP_CHUNKS:
                 return ChunkDecoder(place.start, place.end, place.chunks, _member)
             case Compression.ZSTD_CHUNKS:
                 return ChunkDecoder(place.start, place.end, place.chunks, _frame)
             case _:
-                return ZstdDecoder(place.point)
+                return ZstdDecoder(self._index.point(place.number))
 
     # ---- in threads
 
@@ -306,13 +318,6 @@ class TarBytes:
         if place.end > self._index.header.layer.size:
             raise LayerError(f"point {number} of the index lies outside of the layer")
         return place
-
-
-def _first_blocks(place: Place, wanted: int) -> int:
-    """Where in the layer those blocks of a span end, most likely, that give `wanted` bytes."""
-    give = wanted + MAX_BLOCK
-    likely = (place.end - place.start) * give // place.size * 3 // 2 + _LITTLE
-    return min(place.end, place.start + min(likely, give + _LITTLE))
 
 
 def _member(_: int) -> GzipDecoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 
@@ -19,15 +19,28 @@ class Turns:
         self._waiting: list[tuple[int, int, int, asyncio.Future[None]]] = []
 
     @asynccontextmanager
-    async def take(self, size: int, rank: int) -> AsyncGenerator[None, None]:
-        """Wait for room for `size` bytes; of those who wait the lowest `rank` is first."""
+    async def take(self, size: int, rank: int) -> AsyncGenerator[Callable[[int], None], None]:
+        """Wait for room for `size` bytes; of those who wait the lowest `rank` is first.
+
+        Yields what is to be told of bytes that have come: others may have their room.
+        """
+        unseen = max(0, size - self._limit)
         size = min(size, self._limit)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (rank, next(self._count), size, future))
         self._let_in()
+
+        def came(count: int) -> None:
+            nonlocal size, unseen
+            count, unseen = max(0, count - unseen), max(0, unseen - count)
+            count = min(count, size)
+            size -= count
+            self._left += count
+            self._let_in()
+
         try:
             await future
-            yield
+            yield came
         finally:
             if future.done() and not future.cancelled():
                 self._left += size
