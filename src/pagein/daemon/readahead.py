@@ -51,6 +51,7 @@ STRIDE_MOST: Final = 16 << 20
 # least is so large that a window still shows how fast the origin is.
 _WINDOW_SECONDS = 1.0
 _WINDOW_LEAST = 1 << 20
+_LONG = 4 << 20  # bytes: a stream whose windows are so large will go on without being asked
 _LEAD = 0.03  # seconds beyond a round trip: so early the next window is asked for
 _SKIP = 128 << 10  # bytes: READs of one reader's read-ahead may arrive in another order
 _RECENT = 8  # random READs that the next one may be at equal distances to
@@ -161,7 +162,8 @@ class Policy:
         limit = max(GRANULE, min(limit // PAGE_SIZE * PAGE_SIZE, WINDOW_MAX))
         for stream in self._streams.values():
             seen = stream.proven and stream.pos - stream.start >= _SKIP
-            if stream.edge == edge < self._end and seen and stream.window > limit // 2:
+            long = seen and stream.window > max(limit // 2, _LONG)
+            if stream.edge == edge < self._end and long:
                 self._next_window(stream, limit, None)
                 return edge, stream.edge
         return edge, edge

@@ -29,7 +29,6 @@ _SHORT = 0.01  # seconds of a sample that counts at all
 _LEAST = 128 << 10  # bytes of it
 _FIRST = 1 << 20  # bytes that show it soon while nothing is known
 _MUCH = 4 << 20  # bytes that are a sample, however short the time was
-_TRIP_LEAST = 0.01  # seconds
 _HOSTS = 256  # that are remembered
 
 
@@ -58,12 +57,11 @@ class Pace:
     def round_trip(self) -> int | None:
         """Bytes that the link carries in a round trip, or None while that is not known.
 
-        The rate may be an assumed one. Of a short round trip it is what is carried in 10 ms: a
-        request takes processors some time as well.
+        The rate may be an assumed one.
         """
         if self.rtt is None:
             return None
-        return int(max(self.rtt, _TRIP_LEAST) * (ASSUMED_RATE if self.rate is None else self.rate))
+        return int(self.rtt * (ASSUMED_RATE if self.rate is None else self.rate))
 
     def queued(self, last: int) -> float:
         """Seconds that the last answers took beyond a round trip, the least of `last`.
