@@ -8,6 +8,7 @@ import itertools
 import random
 import tarfile
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -117,13 +118,23 @@ def assert_each_once(requests: list[tuple[int, int]], start: int) -> None:
         at = high
 
 
+@asynccontextmanager
+async def reading(layer: Indexed) -> AsyncIterator[tuple[Counting, LayerOrigin]]:
+    """The layer's origin, and the server that counts what it asks for."""
+    server = Counting(layer.data)
+    with layer.opened() as index:
+        origin = LayerOrigin(index, server)
+        try:
+            yield server, origin
+        finally:
+            await origin.close()
+
+
 def test_a_read_fetches_what_lies_before_it_and_little_more(layer: Indexed) -> None:
     first, _, _ = two(layer)
 
     async def main() -> None:
-        server = Counting(layer.data)
-        with layer.opened() as index:
-            origin = LayerOrigin(index, server)
+        async with reading(layer) as (server, origin):
             third = first.size // 3
             assert await origin.read(third, 5000) == layer.blob[third : third + 5000]
             ((begin, stop),) = server.requests
@@ -135,7 +146,6 @@ def test_a_read_fetches_what_lies_before_it_and_little_more(layer: Indexed) -> N
             assert await origin.read(further, 5000) == layer.blob[further : further + 5000]
             assert len(server.requests) == 2
             assert_each_once(server.requests, first.start)
-            await origin.close()
 
     asyncio.run(main())
 
@@ -144,14 +154,11 @@ def test_who_wants_more_while_it_comes_gets_it_too(layer: Indexed) -> None:
     first, _, _ = two(layer)
 
     async def main() -> None:
-        server = Counting(layer.data)
-        with layer.opened() as index:
-            origin = LayerOrigin(index, server)
+        async with reading(layer) as (server, origin):
             places = [first.size * part // 10 for part in (5, 1, 7, 3, 4)]
             found = await asyncio.gather(*(origin.read(place, 5000) for place in places))
             assert found == [layer.blob[place : place + 5000] for place in places]
             assert_each_once(server.requests, first.start)
-            await origin.close()
 
     asyncio.run(main())
 
@@ -199,16 +206,13 @@ def test_what_is_foreseen_comes_up_to_its_end_and_is_not_asked_for_again(layer: 
     first, _, _ = two(layer)
 
     async def main() -> None:
-        server = Counting(layer.data)
-        with layer.opened() as index:
-            origin = LayerOrigin(index, server)
+        async with reading(layer) as (server, origin):
             place = first.size // 3
             assert await origin.expect(place, place + 5000, 0)
             ((_, stop),) = server.requests
             assert stop < (first.start + first.end) * 6 // 10
             assert await origin.read(place, 5000) == layer.blob[place : place + 5000]
             assert len(server.requests) == 1
-            await origin.close()
 
     asyncio.run(main())
 

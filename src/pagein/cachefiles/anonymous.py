@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pagein.cachefiles.backing import BackingFile
@@ -55,35 +56,35 @@ class AnonymousFile:
 
         `then` hears of them in the thread that wrote them; not if it is nothing that is written.
         """
+        file = self._writable(offset, len(data))
         if not data:
-            self.check_write(offset, 0)
             return 0
-        file, wrote = self._writing(data, offset)
-        return await file.write(data, offset, then=then, wrote=wrote)
+        self._trace_write(data, offset)
+        return await file.write(data, offset, then=then, wrote=partial(self._wrote, offset))
 
     def begin_pwrite(
         self, data: memoryview, offset: int, then: Callable[[int], None]
     ) -> asyncio.Future[int] | None:
         """As `pwrite` of some bytes, which has begun when this returns; None if it has to wait."""
-        self.check_write(offset, len(data))
-        assert self.object.file is not None
-        if not self.object.file.idle(offset, len(data)):
+        file = self._writable(offset, len(data))
+        if not file.idle(offset, len(data)):
             return None
-        file, wrote = self._writing(data, offset)
-        return file.begin_write(data, offset, then=then, wrote=wrote)
+        self._trace_write(data, offset)
+        return file.begin_write(data, offset, then=then, wrote=partial(self._wrote, offset))
 
-    def _writing(self, data: memoryview, offset: int) -> tuple[BackingFile, Callable[[int], None]]:
-        """What is written to, and who hears of it. Raises what a write is refused with."""
-        self.check_write(offset, len(data))
+    def _writable(self, offset: int, length: int) -> BackingFile:
+        """What such a write goes to. Raises as `check_write`."""
+        self.check_write(offset, length)
         assert self.object.file is not None
+        return self.object.file
+
+    def _trace_write(self, data: memoryview, offset: int) -> None:
         if trace.on:
             trace.event(ONDEMAND_FD_WRITE, self.object.cookie_key, offset, len(data))
 
-        def wrote(written: int) -> None:
-            if self._device.wrote is not None:
-                self._device.wrote(self.object, offset, written)
-
-        return self.object.file, wrote
+    def _wrote(self, offset: int, written: int) -> None:
+        if self._device.wrote is not None:
+            self._device.wrote(self.object, offset, written)
 
     def lseek(self, offset: int, whence: int) -> int:
         """SEEK_SET, END, DATA, HOLE on the cache file. ENOBUFS before copen."""
