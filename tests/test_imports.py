@@ -21,8 +21,8 @@ SOURCE = Path(__file__).parent.parent / "src"
 SHARED = frozenset({"protocol", "rangeset", "erofs"})
 KERNEL_HALF = frozenset({"cachefiles", "fscache", "netfs", "fuse", "mounts", "kernelhalf"})
 USER_HALF = frozenset({"daemon", "origins", "images"})
-# The command line's line to each half: a socket server and a client, nothing of either half.
-CONTROL = frozenset({"control", "controlserver"})
+# The command line's line to each half, and how each process begins: nothing of either half.
+CONTROL = frozenset({"control", "controlserver", "standby"})
 
 # What a module of the first part of the name may import of pagein; modules that are not listed
 # (keeper, library, cli, testing ...) stand above both halves and may import everything.
@@ -32,6 +32,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "erofs": frozenset({"erofs"}),
     "control": frozenset(),
     "controlserver": frozenset({"control"}),
+    "standby": frozenset(),
     **dict.fromkeys(KERNEL_HALF, KERNEL_HALF | SHARED | CONTROL),
     **dict.fromkeys(USER_HALF, USER_HALF | SHARED | CONTROL),
 }

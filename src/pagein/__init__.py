@@ -7,9 +7,10 @@ first used, so that `import pagein` is cheap.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # that of typing, which takes as long to import as all of an interpreter
 if TYPE_CHECKING:
+    from typing import Any
+
     from pagein import seekable
     from pagein.daemon.loop import Daemon
     from pagein.library import AsyncBlobFile, BlobFile, aopen, open

@@ -19,10 +19,10 @@ from tests.e2e.harness import Pagein, mkfs, pagein_in, wait_for
 from tests.ending import killed
 
 from pagein.keeper import half as halves
-from pagein.keeper.__main__ import arguments
 from pagein.keeper.half import GivenUp, Half
 from pagein.keeper.held import Runtime
 from pagein.keeper.keeper import AnyKeeper
+from pagein.keeper.process import arguments
 from pagein.testing.webserver import WebServer, serve_in_thread
 
 CONTENT = random.Random(5).randbytes(4 << 20)

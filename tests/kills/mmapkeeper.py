@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from pagein.keeper.__main__ import main
 from pagein.keeper.half import Half
 from pagein.keeper.keeper import Keeper
+from pagein.keeper.process import main
 
 DAEMON = str(Path(__file__).with_name("mmapdaemon.py"))
 

@@ -15,9 +15,9 @@ from typing import Any
 from pagein.daemon import presence, process
 from pagein.daemon.filedevice import FileAnonFd
 from pagein.daemon.loop import Daemon
-from pagein.keeper.__main__ import main
 from pagein.keeper.half import Half
 from pagein.keeper.kernelkeeper import KernelKeeper
+from pagein.keeper.process import main
 
 POINTS = {
     "OPEN delivered": (Daemon, "_open", "before"),

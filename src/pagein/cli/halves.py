@@ -8,11 +8,12 @@ import fcntl
 import os
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from pagein import standby
+from pagein.cli.early import held
 from pagein.cli.settings import Settings
 from pagein.control import Answer, Connection, ControlError, ask
 
@@ -33,17 +34,7 @@ _RESTARTED = (errno.ECONNRESET, errno.EPIPE)
 
 def running(settings: Settings) -> bool:
     """Whether a keeper holds this runtime directory."""
-    try:
-        fd = os.open(settings.path("lock"), os.O_RDWR | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
+    return held(settings.state_dir)
 
 
 def kernel_half(settings: Settings, question: dict[str, Any], *, timeout: float) -> Answer:
@@ -67,17 +58,8 @@ def _ask(path: str, question: dict[str, Any], timeout: float) -> Answer:
 
 def keeper_command(settings: Settings, options: list[str]) -> list[str]:
     """The command line of a keeper for these directories."""
-    return [
-        sys.executable,
-        "-P",
-        "-m",
-        "pagein.keeper",
-        "--state-dir",
-        settings.state_dir,
-        "--cache",
-        settings.cache,
-        *options,
-    ]
+    command = standby.command_of("pagein.keeper")
+    return [*command, "--state-dir", settings.state_dir, "--cache", settings.cache, *options]
 
 
 def nothing() -> None:
@@ -104,6 +86,7 @@ def kept_running(
     options = ["--timeout", str(timeout), "--daemon-user", daemon_user]
     options += ["--front-end", front_end, "--device", KERNEL_DEVICE, *more]
     connection, found = _connect(settings, options, meanwhile)
+    standby.dismiss()  # if one runs that was not there when this command began
 
     def ask_it(question: dict[str, Any], timeout: float) -> Answer:
         try:
@@ -217,8 +200,10 @@ def _start(settings: Settings, options: list[str], meanwhile: Callable[[], None]
     try:
         with open(settings.path("log"), "ab") as log_file:
             # The keeper is meant to outlive this command: nobody here waits for it.
-            process = subprocess.Popen(
-                [*keeper_command(settings, options), "--ready-fd", str(write)],
+            command = [*keeper_command(settings, options), "--ready-fd", str(write)]
+            waiting = standby.ordered(command, [write], output=log_file.fileno())
+            process = waiting or subprocess.Popen(
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,
@@ -244,7 +229,7 @@ def _start(settings: Settings, options: list[str], meanwhile: Callable[[], None]
     raise ControlError(errno.EIO, said or f"pagein could not start; see {settings.path('log')}")
 
 
-def _lines(fd: int, process: subprocess.Popen[bytes]) -> Iterator[str]:
+def _lines(fd: int, process: subprocess.Popen[bytes] | standby.Child) -> Iterator[str]:
     """What the keeper says, until it has no more to say, or took too long and was told to end."""
     data = b""
     while True:

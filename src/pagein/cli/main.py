@@ -1,20 +1,17 @@
-"""The `pagein` command.
-
-Each command is a module that is loaded when it is asked for: loading all would take as long as some
-commands do.
-"""
+"""The `pagein` command: which one it is, and what need not wait for it to be read in full."""
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from importlib import import_module
-from typing import Any
 
-import typer
+from pagein.cli import early
 
-from pagein.cli.settings import CacheDir, HostsDir, Settings, StateDir
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
 
 COMMANDS = (
     "mount",
@@ -41,55 +38,11 @@ COMMANDS = (
 """In the order of `--help`. Each is a function, or an `app` of several, in a module of its name."""
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"pagein {version('pagein')}")
-        raise typer.Exit
-
-
-def _options(
-    ctx: typer.Context,
-    state_dir: StateDir = None,
-    cache: CacheDir = None,
-    hosts_dir: HostsDir = None,
-    _: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Say the version."
-    ),
-) -> None:
-    settings = ctx.obj = Settings().given(state_dir, cache, hosts_dir)
-    if os.path.isdir(settings.path("containers")) and os.listdir(settings.path("containers")):
-        from pagein.cli.places import sweep
-
-        sweep(settings)
-
-
-def app_of(commands: Iterable[str]) -> typer.Typer:
-    """The application, with these commands only."""
-    made = typer.Typer(
-        name="pagein",
-        help="Files of remote images, fetched when they are read.",
-        no_args_is_help=True,
-        add_completion=False,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    made.callback()(_options)
-    for name in commands:
-        module = import_module(f"pagein.cli.{name.replace('-', '')}")
-        if hasattr(module, "app"):
-            made.add_typer(module.app, name=name)
-        else:
-            context = getattr(module, "CONTEXT", None)
-            made.command(name, context_settings=context)(getattr(module, name.replace("-", "_")))
-    return made
-
-
 def __getattr__(name: str) -> Any:
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pagein.cli.app import app_of
+
     return app_of(COMMANDS)
 
 
@@ -103,8 +56,15 @@ def wanted(words: Sequence[str]) -> Sequence[str]:
 
 def main() -> None:
     """Entry point of the `pagein` script."""
+    early.begin(sys.argv[1:])
+    gc.disable()  # importing makes no garbage, and the collector looks for it all the time
+    from pagein.cli.app import app_of
+
+    app = app_of(wanted(sys.argv[1:]))
+    gc.freeze()
+    gc.enable()
     try:
-        app_of(wanted(sys.argv[1:]))()
+        app()
     except BrokenPipeError:
         os._exit(1)  # whoever read our output has gone, and there is nobody to tell
 

@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
+from pagein.cli.early import DEFAULT_STATE_DIR
 from pagein.control import ControlError
 
-DEFAULT_STATE_DIR = "/run/pagein"
 DEFAULT_CACHE = "/var/cache/pagein"
 DEFAULT_HOSTS_DIR = "/etc/containerd/certs.d"
 DEFAULT_FAIL_AFTER = 30.0

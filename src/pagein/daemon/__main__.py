@@ -2,12 +2,12 @@
 
 import gc
 
-from pagein.daemon.certificates import read_beside
+from pagein import standby
 
-gc.disable()  # importing makes no garbage, and the collector looks for it all the time
+waits = standby.waits()
+gc.disable()  # as `run` does
+from pagein.daemon.certificates import read_beside  # noqa: E402
+
 with read_beside():
-    from pagein.daemon.process import main
-gc.freeze()
-gc.enable()
-
-raise SystemExit(main())
+    import pagein.daemon.process  # noqa: F401
+standby.run("pagein.daemon.process", waits=waits)

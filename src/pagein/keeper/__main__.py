@@ -1,73 +1,20 @@
-"""The keeper's process: `python -m pagein.keeper ...`."""
+"""`python -m pagein.keeper ...`: the keeper as commands start it.
 
-from __future__ import annotations
+If it waits for its command, so do both halves already. The kernel half and its mount helper, as
+privileged as the keeper, are forks of it, with what all three import. The user half is not: it
+shall not know where in memory those have what.
+"""
 
-import argparse
-import contextlib
-import logging
-import signal
-import sys
-from collections.abc import Callable
+from importlib import import_module
 
-from pagein.control import message_of
-from pagein.keeper.half import GivenUp
-from pagein.keeper.keeper import AnyKeeper, Keeper, say
+from pagein import standby
 
-log = logging.getLogger("pagein.keeper")
-
-
-def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse the keeper's command line."""
-    parser = argparse.ArgumentParser(prog="pagein.keeper")
-    parser.add_argument("--state-dir", required=True)
-    parser.add_argument("--cache", required=True)
-    parser.add_argument("--front-end", choices=("fuse", "kernel"), default="fuse")
-    parser.add_argument("--device", help="the kernel's, for the front end `kernel`")
-    parser.add_argument("--timeout", type=float, default=30.0)
-    parser.add_argument("--fail-after", type=float, default=30.0)
-    parser.add_argument("--linger", type=float, default=3.0)
-    parser.add_argument("--daemon-user", default="nobody")
-    parser.add_argument("--background", default="off")
-    parser.add_argument("--no-daemon", action="store_true")
-    parser.add_argument("--metrics", action="store_true")
-    parser.add_argument("--metrics-port", help="besides, for HTTP over TCP: [ADDRESS:]PORT")
-    parser.add_argument("--ready-fd", type=int, default=-1)
-    parser.add_argument("--announce", help="what to print when everything is ready")
-    return parser.parse_args(argv)
-
-
-def keeper_of(options: argparse.Namespace) -> AnyKeeper:
-    """The keeper of the front end that was asked for. Raises OSError."""
-    if options.front_end == "kernel":
-        from pagein.keeper.kernelkeeper import KernelKeeper
-
-        return KernelKeeper(options)
-    return Keeper(options)
-
-
-def main(kind: Callable[[argparse.Namespace], AnyKeeper] = keeper_of) -> int:
-    """Run the keeper; its exit status."""
-    # Until there is a loop: what was taken is let go, as for any other failure.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s keeper %(message)s")
-    options = arguments()
-    try:
-        keeper = kind(options)
-        with contextlib.closing(keeper.held):
-            import asyncio  # the halves are on their way already
-
-            asyncio.run(keeper.run())
-    except (OSError, GivenUp) as problem:
-        if options.ready_fd < 0:  # somebody looks at our standard error
-            print(f"pagein: {message_of(problem)}", file=sys.stderr)
-        else:
-            log.error("%s", message_of(problem))
-        say(options, message_of(problem), last=True)
-        return 1
-    except KeyboardInterrupt:
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+waits = standby.waits()
+if waits:
+    standby.prepare("pagein.daemon")
+    import_module("pagein.keeper.common")
+    if standby.fork("pagein.kernelhalf"):
+        if standby.fork("pagein.mounts.helper", bound=False):
+            standby.run("pagein.mounts.helper", waits=True)
+        standby.run("pagein.kernelhalf.process", waits=True)
+standby.run("pagein.keeper.process", waits=waits)

@@ -1,7 +1,8 @@
 """One half as a child process: started, watched, started again, stopped.
 
 A half begins to run (`spawn`) before there is an event loop, and may be told later what it needs:
-it has a third of a second of imports to do, and the device that it is to serve comes meanwhile.
+it has a quarter of a second of imports to do, and the device that it is to serve comes meanwhile.
+The first one may have done them already (`standby`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import subprocess
 import time
 from collections.abc import Sequence
 
+from pagein import standby
+
 log = logging.getLogger("pagein.keeper")
 
 START_TIMEOUT = 20.0
@@ -28,6 +31,9 @@ HOPELESS = 30.0
 """Seconds of starting in vain after which the keeper gives up: readers wait that long for EIO."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)  # loaded before any fork
+
+
+Process = subprocess.Popen[bytes] | standby.Child
 
 
 class GivenUp(Exception):
@@ -61,7 +67,7 @@ class Half:
         self.hopeless = hopeless
         self.command = command
         self.fds = fds
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
         self._line: socket.socket | None = None
         """To a process that has not been waited for to be ready."""
         self._handed: Sequence[int] = ()
@@ -72,9 +78,11 @@ class Half:
         ours, its = socket.socketpair()
         with its:
             self._line = ours
-            self.process = subprocess.Popen(
-                [*self.command, "--ready-fd", str(its.fileno())],
-                pass_fds=[*self.fds, its.fileno()],
+            command = [*self.command, "--ready-fd", str(its.fileno())]
+            fds = [*self.fds, its.fileno()]
+            self.process = standby.ordered(command, fds) or subprocess.Popen(
+                command,
+                pass_fds=fds,
                 preexec_fn=die_with_parent,  # noqa: PLW1509  one system call, no locks
                 stdin=subprocess.DEVNULL,
                 process_group=0,  # Ctrl-C is for the keeper, which ends its halves in order
@@ -180,12 +188,12 @@ class Half:
             self.process.wait()
 
 
-async def ended(process: subprocess.Popen[bytes]) -> int:
+async def ended(process: Process) -> int:
     """Wait for a child's end; its exit status, -n for signal n."""
     import asyncio
 
-    if process.poll() is not None:
-        return process.returncode
+    if (status := process.poll()) is not None:
+        return status
     loop = asyncio.get_running_loop()
     over = asyncio.Event()
     fd = os.pidfd_open(process.pid)  # of a child that nobody has waited for: it is still that one

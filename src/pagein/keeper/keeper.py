@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pagein import standby
 from pagein.keeper.half import START_TIMEOUT, Half
 from pagein.keeper.held import Held, Runtime
 from pagein.keeper.shown import SOCKET, Shown
@@ -43,6 +44,7 @@ class AnyKeeper:
             self._kernel = self.kernel_half()
             undo.callback(self._kernel.abandon)
             self._kernel.spawn()
+            standby.dismiss()
             undo.pop_all()
 
     def show(self) -> Shown:

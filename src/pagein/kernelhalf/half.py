@@ -65,7 +65,7 @@ class Settings:
 
 
 class KernelHalf:
-    """Everything one kernel half process serves; owned by `kernelhalf.__main__`."""
+    """Everything one kernel half process serves; owned by `kernelhalf.process`."""
 
     def __init__(
         self,

@@ -14,16 +14,19 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
+from pagein import standby
 from pagein.mounts.helper import MAX_JOB, PIDFD
 
 _GRACE: Final = 1.0  # seconds that a killed job gets to be gone
 _SOURCE_ROOT: Final = str(Path(__file__).resolve().parents[2])
+
+
+Process = subprocess.Popen[bytes] | standby.Child
 
 
 class NotBegun(OSError):
@@ -31,8 +34,8 @@ class NotBegun(OSError):
 
 
 def command(*arguments: str) -> list[str]:
-    """The command line of a helper; -P keeps the working directory off the module path."""
-    return [sys.executable, "-P", "-m", "pagein.mounts.helper", *arguments]
+    """The command line of a helper."""
+    return [*standby.command_of("pagein.mounts.helper"), *arguments]
 
 
 def environment() -> dict[str, str]:
@@ -45,7 +48,7 @@ class Helpers:
     """One helper process at a time, and the jobs it does; made and closed on one event loop."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._forget: Callable[[], None] = lambda: None
         self._line: socket.socket | None = None
 
@@ -62,8 +65,9 @@ class Helpers:
         ours.setblocking(False)
         with its:
             try:
-                self._process = subprocess.Popen(
-                    command("--serve", str(its.fileno())),
+                serve = command("--serve", str(its.fileno()))
+                self._process = standby.ordered(serve, [its.fileno()]) or subprocess.Popen(
+                    serve,
                     env=environment(),
                     stdin=subprocess.DEVNULL,
                     pass_fds=[its.fileno()],
@@ -75,7 +79,7 @@ class Helpers:
         self._line = ours
         self._watch(self._process, ours)
 
-    def _watch(self, process: subprocess.Popen[bytes], line: socket.socket) -> None:
+    def _watch(self, process: Process, line: socket.socket) -> None:
         """Notice its end, whenever that is."""
         loop = asyncio.get_running_loop()
         pidfd = os.pidfd_open(process.pid)
