@@ -11,6 +11,7 @@ compared runs in turn.
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import shutil
 import signal
@@ -25,6 +26,8 @@ from coldparts import Link, Start, checked, containerd, link_to, pagein, push, r
 from coldtoc import estargz
 from coldzstd import zstd
 from common import MB, Spread, console, ratios, rounds, save, table, workspace
+
+import pagein as pagein_package
 
 FULL, PLAIN, INDEXED, TRACED = "full pull", "no index", "index", "index + trace"
 ESTARGZ = "eStargz, no index"
@@ -191,6 +194,7 @@ def main() -> None:
     options = options_of()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was made is taken down
     wanted = options.only or CONTENDERS
+    compileall.compile_dir(Path(pagein_package.__file__).parent, quiet=1)  # as pip leaves it
     with console.status("making the image: a minute, the first time"):
         layout = image()
     figures: dict[str, Any] = {"image": layout.name, "versions": versions()}
