@@ -8,10 +8,12 @@ shall not know where in memory those have what.
 from importlib import import_module
 
 from pagein import standby
+from pagein.keeper.ahead import read_ahead
 
 waits = standby.waits()
 if waits:
     standby.prepare("pagein.daemon")
+    read_ahead()
     import_module("pagein.keeper.common")
     if standby.fork("pagein.kernelhalf"):
         if standby.fork("pagein.mounts.helper", bound=False):
