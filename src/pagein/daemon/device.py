@@ -88,11 +88,8 @@ class Shortcut(Protocol):
     def due(self) -> bool:
         """Whether the loop should hear of what was served; else it may wait until it is quiet."""
 
-    def serve(self, message: Read, *, alone: bool) -> bool:
-        """Complete `message` now, in the calling thread; False leaves it to the loop.
-
-        Asked twice: before it is known whether other requests wait, and when none do (`alone`).
-        """
+    def serve(self, message: Read) -> bool:
+        """Complete `message` now, in the calling thread; False leaves it to the loop."""
 
     def report(self) -> None:
         """On the loop: account for what `serve` did. Comes before any later message."""

@@ -147,22 +147,20 @@ class Poller:
             except ProtocolError as exc:
                 log.error("the device sent what is no request: %s", exc)
                 continue
-            if len(messages) == 1 and self._served(messages[0], alone=False):
+            if len(messages) == 1 and self._served(messages[0]):
                 self._empty = 0
                 return  # what else there is, poll tells
         self._empty = 0 if messages else self._empty + 1
         if self._empty > 16:
             time.sleep(0.01)  # ready again and again without a request: do not burn a processor
-        if len(messages) == 1 and self._served(messages[0], alone=True):
-            return
         if messages:
             self._tell(messages, None)
 
-    def _served(self, message: Message, *, alone: bool) -> bool:
+    def _served(self, message: Message) -> bool:
         """Whether the shortcut took a READ: nobody has to wait for that."""
         if self.shortcut is None or not isinstance(message, Read):
             return False
-        if not self.shortcut.serve(message, alone=alone):
+        if not self.shortcut.serve(message):
             return False
         self._unreported = True
         if self.shortcut.due:
