@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pagein.cachefiles.backing import BackingFile
-from pagein.cachefiles.ondemand import error
+from pagein.cachefiles.ondemand import Request, error
 from pagein.cachefiles.tracepoints import ONDEMAND_FD_WRITE, trace
 from pagein.protocol.messages import PAGE_SIZE
 
@@ -101,6 +101,17 @@ class AnonymousFile:
     def cread(self, msg_id: int) -> None:
         """CACHEFILES_IOC_CREAD: complete a READ of this object, else EINVAL (facts 8.3)."""
         self._session.requests.cread(self.object_id, msg_id)
+
+    def reading(self, msg_id: int) -> Request | None:
+        """The READ that a CREAD would complete; None if there is none."""
+        try:
+            return self._session.requests.reading(self.object_id, msg_id)
+        except OSError:
+            return None
+
+    def complete(self, request: Request) -> None:
+        """What CREAD does, of a READ that was there; without effect if it is gone."""
+        self._session.requests.complete(request)
 
     def release(self) -> None:
         """Close this file description."""
