@@ -131,6 +131,12 @@ BUGS = (
         "            pass",
     ),
     Bug(
+        "a message is given to who waited before a restore",
+        "cachefiles/ondemand.py",
+        "self.restored += 1",
+        "pass",
+    ),
+    Bug(
         "a message that came with an answer is lost",
         "daemon/poller.py",
         "            coming = self._round(coming)",

@@ -43,6 +43,8 @@ class Ondemand:
         self.objects: dict[int, CachefilesObject] = {}
         """Objects by object_id, as long as any of its anonymous fds is open or it is OPEN."""
         self.dead = False
+        self.restored = 0
+        """How often a daemon has said `restore`: from then on another one may read."""
 
     # ---- asking ------------------------------------------------------------------------------
 
@@ -248,6 +250,7 @@ class Ondemand:
         for obj in list(self.objects.values()):
             if not obj.handles:
                 self._fds_closed(obj)
+        self.restored += 1
         self.requests.restore()
         self._wake()
 

@@ -72,7 +72,7 @@ class Serving:
             self._server.connection.error(call.unique, errno.ENOBUFS)
             return
         call.complete()
-        if (message := self._read()) or self._waiting is not None:
+        if (message := self._read(call)) or self._waiting is not None:
             self._answer(call, message)
             return
         self._waiting = call
@@ -84,12 +84,17 @@ class Serving:
         if call is None and (last := self._last) is not None and last.landed and not last.answered:
             call = last  # its reader was faster than the news of it, and reads on
             call.complete()
-        if call is None or not (message := self._read()):
+        if call is None or not (message := self._read(call)):
             return False
         self._answer(call, message)
         return not self._device.poll()
 
-    def _read(self) -> bytes:
+    def _read(self, call: _Call) -> bytes:
+        if (
+            call.session is not self._device.session
+            or call.restored != call.session.requests.restored
+        ):
+            return b""  # its caller may be dead, and the message is another's
         try:
             return self._device.read(MSG_MAX_SIZE)
         except OSError:  # of a request that has failed, which is not the caller's
@@ -110,6 +115,8 @@ class _Call:
 
     def __init__(self, file: AnonymousFile, unique: int, wanted: Serve) -> None:
         self.file = file
+        self.session = file.session
+        self.restored = file.session.requests.restored
         self.unique = unique
         self.offset = wanted.offset
         self.data = memoryview(wanted.data)
