@@ -25,7 +25,7 @@ from tests.daemon.helpers import (
 )
 
 from pagein.daemon.athand import AtHand
-from pagein.daemon.device import AnonFd
+from pagein.daemon.device import AnonFd, Served
 from pagein.daemon.objects import Blob, ObjectTable
 from pagein.daemon.poller import Poller
 from pagein.protocol.messages import Close, Message, Read
@@ -144,10 +144,11 @@ class Anon(AnonFd):
     error: OSError | None = None
     served: list[tuple[bytes, int, int]] = field(default_factory=list)
 
-    def serve(self, data: memoryview, offset: int, msg_id: int) -> None:
+    def serve(self, data: memoryview, offset: int, msg_id: int) -> Served:
         if self.error is not None:
             raise self.error
         self.served.append((bytes(data), offset, msg_id))
+        return Served()
 
     async def pwrite(
         self, data: memoryview | bytes, offset: int, then: Callable[[], None] | None = None
@@ -190,7 +191,7 @@ class Rig:
 
     def serve(self, message: Read) -> bool:
         """As the thread asks."""
-        return self.at_hand.serve(message)
+        return self.at_hand.serve(message) is not None
 
     def __init__(self, size: int = SIZE) -> None:
         self.origin, self.cache, self.anon = Near(content(size)), Cache(size), Anon()
@@ -324,6 +325,8 @@ class Noted:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.coming: dict[int, bytes] = {}
+        """By READ, the message that comes with it."""
         self.reported = asyncio.Event()
         self._unreported = False
 
@@ -332,11 +335,12 @@ class Noted:
         self.reported.clear()
         await self.reported.wait()
 
-    def serve(self, message: Read) -> bool:
+    def serve(self, message: Read) -> bytes | None:
         assert threading.current_thread() is not threading.main_thread()
         self.calls.append(f"serve {message.msg_id}")
         self._unreported = True
-        return message.msg_id % 4 == 0
+        taken = message.msg_id % 4 == 0
+        return self.coming.pop(message.msg_id, b"") if taken else None
 
     def report(self) -> None:
         assert threading.current_thread() is threading.main_thread()
@@ -397,5 +401,17 @@ def test_what_the_thread_serves_does_not_wait_for_what_is_behind() -> None:
                 kernel.send(each.encode())
             assert await poller.next() == Close(3, 1)
             assert noted.calls == ["serve 8", "report"]
+
+    asyncio.run(main())
+
+
+def test_what_comes_with_a_served_read_is_next() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20.0), asking() as (kernel, poller, noted):
+            last = Close(3, 1)
+            noted.coming = {4: Read(8, 1, 0, PAGE).encode(), 8: last.encode()}
+            kernel.send(Read(4, 1, 0, PAGE).encode())
+            assert await poller.next() == last
+            assert noted.calls == ["serve 4", "serve 8", "report"]
 
     asyncio.run(main())

@@ -47,22 +47,22 @@ class AtHand:
         """Whether there is much to report."""
         return len(self._served) >= _UNREPORTED
 
-    def serve(self, message: Read) -> bool:
+    def serve(self, message: Read) -> bytes | None:
         """Complete `message` if its bytes are at hand."""
         blob = self._objects.blob(message.object_id)
         if blob is None or not blob.simple:
-            return False
+            return None
         start, end = blob.fill.pages(message.off, message.len)
         goes_on, blob.edge = start == blob.edge, end
         if goes_on or not 0 < end - start <= BUFFER_SIZE:
-            return False
+            return None
         try:
             return self._copy(blob, start, end, message)
         except OSError as exc:
             log.debug("%s: not served at once: %s", blob.name, exc)
         except Exception:  # somebody's origin
             log.exception("%s: READ of %d bytes at %d", blob.name, message.len, message.off)
-        return False
+        return None
 
     def report(self) -> None:
         """Tell the fills what is in the cache now."""
@@ -70,19 +70,19 @@ class AtHand:
             fill, start, end, landed, seconds = self._served.popleft()
             fill.settle(start, end, landed=landed, seconds=seconds)
 
-    def _copy(self, blob: Blob, start: int, end: int, message: Read) -> bool:
+    def _copy(self, blob: Blob, start: int, end: int, message: Read) -> bytes | None:
         begun = time.monotonic()
         view = self._buffer.view[: end - start]
         have = min(end, blob.size) - start
         if not blob.origin.at_hand(start, view[:have]):
-            return False
+            return None
         view[have:] = bytes(end - start - have)
         if not blob.fill.take(start, end):
-            return False
-        landed = False
+            return None
+        served = None
         try:
-            self._objects.fd(message.object_id).serve(view, start, message.msg_id)
-            landed = True
+            served = self._objects.fd(message.object_id).serve(view, start, message.msg_id)
         finally:
-            self._served.append((blob.fill, start, end, landed, time.monotonic() - begun))
-        return True
+            seconds = time.monotonic() - begun - (served.waited if served else 0.0)
+            self._served.append((blob.fill, start, end, served is not None, seconds))
+        return served.coming

@@ -24,11 +24,12 @@ import threading
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from pagein.daemon.device import AnonFd, Device
+from pagein.daemon.device import AnonFd, Device, Served
 from pagein.daemon.poller import Poller
 from pagein.daemon.threads import Workers
 from pagein.origins.sharedfd import SharedFd
 from pagein.protocol.messages import IOC_READ_COMPLETE, PAGE_SIZE, Message, Open
+from pagein.protocol.serving import DATA_MOST, SIZE_MOST, Serve, decode_answer, ioc_serve
 
 T = TypeVar("T")
 
@@ -52,6 +53,8 @@ class FileDevice(Device):
         self._fd = fd
         self._dirfd = dirfd
         self._timeout = timeout
+        self.argument = memoryview(bytearray(SIZE_MOST))
+        """Memory for the reading thread's SERVEs."""
         self._poller = Poller(fd, real=dirfd is None)
         self._calls = Workers(_CALLERS, "pagein-device")
         self._writes = Workers(_WRITERS, "pagein-write")
@@ -162,16 +165,26 @@ class FileAnonFd(AnonFd):
         finally:
             self._fd.leave()
 
-    def serve(self, data: memoryview, offset: int, msg_id: int) -> None:
+    def serve(self, data: memoryview, offset: int, msg_id: int) -> Served:
         """Write and complete; `data` is page-aligned memory."""
         _check_pages(data, offset)
         self._enter()
         try:
+            if not self._real and len(data) <= DATA_MOST:
+                return self._serve_at_once(Serve(msg_id, offset, data))
             _pwrite_all(self._fd.number, data, offset)
+            if not self._real:
+                return self._serve_at_once(Serve(msg_id, offset, b""))
             with contextlib.suppress(OSError):  # EINVAL: the reader was killed (8.3)
                 self._complete(self._fd.number, msg_id)
         finally:
             self._fd.leave()
+        return Served()
+
+    def _serve_at_once(self, what: Serve) -> Served:
+        argument = what.encode_into(self._device.argument)
+        length = fcntl.ioctl(self._fd.number, ioc_serve(len(argument)), argument, True)
+        return Served(*decode_answer(argument, length))
 
     async def lseek(self, offset: int, whence: int) -> int:
         """As lseek(2); of the real device it moves the cache file's position, not this fd's."""
