@@ -55,3 +55,17 @@ def test_answers() -> None:
     memory[: len(answer)] = answer
     assert decode_answer(memory, 7) == (b"message", 1.5)
     assert decode_answer(memory, 0) == (b"", 1.5)
+
+
+def test_the_number_is_that_of_linux() -> None:
+    """_IOWR(0x98, 0x70, size): direction, size, type and number (ioctl(2), asm-generic/ioctl.h)."""
+    assert ioc_serve(0) == 3 << 30 | 0x98 << 8 | 0x70
+    assert ioc_serve(1) - ioc_serve(0) == 1 << 16
+    assert is_serve(ioc_serve((1 << 14) - 1), (1 << 14) - 1)
+    assert is_serve(ioc_serve(1), 1)
+    assert not is_serve(ioc_serve(1), 2)
+
+
+def test_three_pages_are_what_the_number_has_room_for() -> None:
+    assert DATA_MOST == 12288
+    assert SIZE_MOST < 1 << 14 <= SIZE_MOST + 4096
