@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Flag
 from weakref import WeakValueDictionary
@@ -21,7 +22,7 @@ from pagein.cachefiles.cache import Cache
 from pagein.cachefiles.debug import debug
 from pagein.cachefiles.device import CachefilesDevice, Session
 from pagein.cachefiles.object import CachefilesObject
-from pagein.cachefiles.ondemand import error
+from pagein.cachefiles.ondemand import Request, error
 from pagein.cachefiles.tracepoints import trace
 from pagein.protocol.messages import PAGE_SIZE, Opcode
 from pagein.protocol.states import ObjectState
@@ -257,12 +258,8 @@ class FsCache:
 
     async def fetch(self, cookie: Cookie, offset: int, length: int, pid: int = 0) -> None:
         """`make_present` for a reader of a file, to whom a cache that is gone is EIO as well."""
-        try:
+        with _eio_of_a_cache_that_is_gone():
             await self.make_present(cookie, offset, length, pid)
-        except OSError as problem:
-            if problem.errno == errno.ENOBUFS:
-                raise OSError(errno.EIO, "its cache is gone: the daemon has ended") from None
-            raise
 
     async def make_present(self, cookie: Cookie, offset: int, length: int, pid: int = 0) -> None:
         """Return once [offset, offset + length) is present, asking the daemon for each hole.
@@ -271,28 +268,66 @@ class FsCache:
         is looked at once more, and a hole still at its start fails the read with EIO. Of a cache
         that was withdrawn nothing can be had: ENOBUFS (7.5).
         """
+        await self._answered(cookie, offset, length, self._ask_first(cookie, offset, length, pid))
+
+    def ask(self, cookie: Cookie, offset: int, length: int, pid: int) -> Request | None:
+        """The beginning of `fetch`, which goes on with `answered`; None if nothing is missing."""
+        with _eio_of_a_cache_that_is_gone():
+            return self._ask_first(cookie, offset, length, pid)
+
+    async def answered(
+        self, cookie: Cookie, offset: int, length: int, asked: Request | None
+    ) -> None:
+        """The rest of `fetch`."""
+        with _eio_of_a_cache_that_is_gone():
+            await self._answered(cookie, offset, length, asked)
+
+    def _ask_first(self, cookie: Cookie, offset: int, length: int, pid: int) -> Request | None:
         if cookie.withdrawn:
             raise error(errno.ENOBUFS)
         if trace.on:
             why = "have-data" if cookie.present(offset, length) else "found-hole"
             key = cookie.object.cookie_key
             trace.event(tracepoints.PREP_READ, key, why, offset, length)
+        return self._ask(cookie, offset, length, pid)
+
+    def _ask(self, cookie: Cookie, offset: int, length: int, pid: int) -> Request | None:
+        """A READ of the leading hole; None if there is none."""
         start = offset & -PAGE_SIZE
         end = max(start, min(offset + length, cookie.length))
-        requests = cookie.session.requests
-        while (gap := cookie.file.present.first_gap(start, end)) is not None:
-            if cookie.object.state is ObjectState.DROPPING:
+        if (gap := cookie.file.present.first_gap(start, end)) is None:
+            return None
+        if cookie.object.state is ObjectState.DROPPING:
+            raise error(errno.EIO)
+        if cookie.session.original:
+            raise error(errno.EIO)  # there is nobody to ask
+        first, last = gap[0], min((gap[1] + PAGE_SIZE - 1) & -PAGE_SIZE, cookie.length)
+        request = cookie.session.requests.enqueue(
+            cookie.object, Opcode.READ, first, last - first, pid
+        )
+        cookie.object.requests += 1
+        return request
+
+    async def _answered(
+        self, cookie: Cookie, offset: int, length: int, asked: Request | None
+    ) -> None:
+        while asked is not None:
+            await cookie.session.requests.wait(asked, self._read_timeout)
+            if not cookie.file.present.covers(asked.off, asked.off + PAGE_SIZE):
                 raise error(errno.EIO)
-            if cookie.session.original:
-                raise error(errno.EIO)  # there is nobody to ask
-            first, last = gap[0], min((gap[1] + PAGE_SIZE - 1) & -PAGE_SIZE, cookie.length)
-            request = requests.enqueue(cookie.object, Opcode.READ, first, last - first, pid)
-            cookie.object.requests += 1
-            await requests.wait(request, self._read_timeout)
-            if not cookie.file.present.covers(first, first + PAGE_SIZE):
-                raise error(errno.EIO)
+            asked = self._ask(cookie, offset, length, asked.pid)
         if cookie.withdrawn:
             raise error(errno.ENOBUFS)
+
+
+@contextmanager
+def _eio_of_a_cache_that_is_gone() -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno == errno.ENOBUFS:
+            raise OSError(errno.EIO, "its cache is gone: the daemon has ended") from None
+        raise
 
 
 def _path(volume_key: bytes, cookie_key: bytes) -> bytes:

@@ -24,8 +24,8 @@ from tests.daemon.helpers import (
     settle,
 )
 
-from pagein.daemon.athand import LITTLE, AtHand
-from pagein.daemon.device import AnonFd
+from pagein.daemon.athand import AtHand
+from pagein.daemon.device import AnonFd, Served
 from pagein.daemon.objects import Blob, ObjectTable
 from pagein.daemon.poller import Poller
 from pagein.protocol.messages import Close, Message, Read
@@ -144,10 +144,11 @@ class Anon(AnonFd):
     error: OSError | None = None
     served: list[tuple[bytes, int, int]] = field(default_factory=list)
 
-    def serve(self, data: memoryview, offset: int, msg_id: int) -> None:
+    def serve(self, data: memoryview, offset: int, msg_id: int) -> Served:
         if self.error is not None:
             raise self.error
         self.served.append((bytes(data), offset, msg_id))
+        return Served()
 
     async def pwrite(
         self, data: memoryview | bytes, offset: int, then: Callable[[], None] | None = None
@@ -189,8 +190,8 @@ class Rig:
     """An open object over `Near`, and its shortcut."""
 
     def serve(self, message: Read) -> bool:
-        """As the thread asks: at once, and again when it knows that nothing else came."""
-        return any(self.at_hand.serve(message, alone=alone) for alone in (False, True))
+        """As the thread asks."""
+        return self.at_hand.serve(message) is not None
 
     def __init__(self, size: int = SIZE) -> None:
         self.origin, self.cache, self.anon = Near(content(size)), Cache(size), Anon()
@@ -318,12 +319,14 @@ def test_the_loop_hears_of_many_reads_before_they_end() -> None:
 
 
 class Noted:
-    """A shortcut that takes READs by their ids, some only if alone, and notes what happens."""
+    """A shortcut that takes READs by their ids, and notes what happens."""
 
     due = False
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.coming: dict[int, bytes] = {}
+        """By READ, the message that comes with it."""
         self.reported = asyncio.Event()
         self._unreported = False
 
@@ -332,11 +335,12 @@ class Noted:
         self.reported.clear()
         await self.reported.wait()
 
-    def serve(self, message: Read, *, alone: bool) -> bool:
+    def serve(self, message: Read) -> bytes | None:
         assert threading.current_thread() is not threading.main_thread()
-        self.calls.append(f"{'alone' if alone else 'serve'} {message.msg_id}")
+        self.calls.append(f"serve {message.msg_id}")
         self._unreported = True
-        return message.msg_id % 4 == (2 if alone else 0)
+        taken = message.msg_id % 4 == 0
+        return self.coming.pop(message.msg_id, b"") if taken else None
 
     def report(self) -> None:
         assert threading.current_thread() is threading.main_thread()
@@ -360,35 +364,30 @@ async def asking() -> AsyncIterator[tuple[socket.socket, Poller, Noted]]:
             await poller.close()
 
 
-def test_a_larger_read_takes_the_shortcut_only_if_it_comes_alone() -> None:
+def test_a_read_larger_than_a_buffer_is_for_the_loop() -> None:
     async def main() -> None:
         rig = Rig()
         await settle()
-        large, little = Read(1, 1, MIB, LITTLE + PAGE), Read(2, 1, 0, LITTLE)
-        assert not rig.at_hand.serve(large, alone=False)
-        assert rig.at_hand.serve(large, alone=True)
-        assert rig.at_hand.serve(little, alone=False)
-        assert [number for _, _, number in rig.anon.served] == [1, 2]
+        assert rig.serve(Read(1, 1, MIB, MIB))
+        assert not rig.serve(Read(2, 1, 3 * MIB - PAGE, MIB + PAGE))
+        assert [number for _, _, number in rig.anon.served] == [1]
 
     run(main())
 
 
-def test_the_thread_asks_before_and_after_it_looks_for_others() -> None:
+def test_the_thread_serves_what_it_can_and_the_loop_hears_of_it_in_time() -> None:
     async def main() -> None:
         async with asyncio.timeout(20.0), asking() as (kernel, poller, noted):
             both: list[Message] = [Read(2, 1, 0, PAGE), Close(3, 1)]
             for each in both:  # they are there before anybody reads
                 kernel.send(each.encode())
             assert [await poller.next() for _ in both] == both
-            assert noted.calls == ["serve 2", "report"]  # not alone
+            assert noted.calls == ["serve 2", "report"]
             kernel.send(Read(4, 1, 0, PAGE).encode())
             await noted.again()  # nothing else comes: the loop hears of it all the same
-            kernel.send(Read(6, 1, 0, PAGE).encode())
-            await noted.again()
             kernel.send(Read(5, 1, 0, PAGE).encode())
             assert await poller.next() == Read(5, 1, 0, PAGE)
-            expected = ["serve 4", "report", "serve 6", "alone 6", "report"]
-            assert noted.calls[2:] == [*expected, "serve 5", "alone 5", "report"]
+            assert noted.calls[2:] == ["serve 4", "report", "serve 5", "report"]
             kernel.send(Close(6, 1).encode())
             assert await poller.next() == Close(6, 1)
 
@@ -402,5 +401,17 @@ def test_what_the_thread_serves_does_not_wait_for_what_is_behind() -> None:
                 kernel.send(each.encode())
             assert await poller.next() == Close(3, 1)
             assert noted.calls == ["serve 8", "report"]
+
+    asyncio.run(main())
+
+
+def test_what_comes_with_a_served_read_is_next() -> None:
+    async def main() -> None:
+        async with asyncio.timeout(20.0), asking() as (kernel, poller, noted):
+            last = Close(3, 1)
+            noted.coming = {4: Read(8, 1, 0, PAGE).encode(), 8: last.encode()}
+            kernel.send(Read(4, 1, 0, PAGE).encode())
+            assert await poller.next() == last
+            assert noted.calls == ["serve 4", "serve 8", "report"]
 
     asyncio.run(main())

@@ -24,9 +24,11 @@ import pytest
 from tests.fds import open_fds
 
 from pagein.daemon import DeviceDead, FileDevice, filedevice
+from pagein.daemon.device import Served
 from pagein.daemon.filedevice import FileAnonFd, _aligned, _pwrite_all
 from pagein.daemon.threads import Workers
 from pagein.protocol.messages import IOC_READ_COMPLETE, Close, Message, Open, Read
+from pagein.protocol.serving import DATA_MOST, Serve, encode_answer, is_serve
 
 PAGE = 4096
 TIMEOUT = 60.0
@@ -379,9 +381,8 @@ def test_a_call_of_the_threads_own_timeout_error_is_passed_on() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("real", [False, True])
 def test_a_write_and_its_cread_in_one_call_of_a_thread(
-    real: bool, pair: tuple[int, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: tuple[int, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "file"
     path.touch()
@@ -392,23 +393,56 @@ def test_a_write_and_its_cread_in_one_call_of_a_thread(
         completed.append((path.read_bytes(), argument))
         raise OSError(errno.EINVAL, "the reader was killed")
 
-    monkeypatch.setattr(fcntl, "ioctl", complete)
     monkeypatch.setattr(filedevice, "_ioctl_by_value", complete)
     data = memoryview(mmap.mmap(-1, 2 * PAGE))
     data[:] = b"\x05" * 2 * PAGE
 
     async def main() -> None:
-        device = FileDevice.from_fd(pair[0], None if real else os.open(tmp_path, os.O_PATH))
-        anon = FileAnonFd(os.open(path, os.O_WRONLY), device, real=real)
+        device = FileDevice.from_fd(pair[0], timeout=TIMEOUT)
+        anon = FileAnonFd(os.open(path, os.O_WRONLY), device, real=True)
         with pytest.raises(OSError):
             anon.serve(data[:100], 0, 6)
         assert completed == []
-        anon.serve(data, PAGE, 7)
+        assert anon.serve(data, PAGE, 7) == Served()
         await anon.close()
         with pytest.raises(OSError):
             anon.serve(data, 0, 8)
         await device.close()
 
     asyncio.run(main())
-    written = bytes(PAGE) + b"\x05" * 2 * PAGE
-    assert completed == [(written, 7 if real else struct.pack("=I", 7))]
+    assert completed == [(bytes(PAGE) + b"\x05" * 2 * PAGE, 7)]
+
+
+@pytest.mark.parametrize("size", [DATA_MOST, DATA_MOST + PAGE])
+def test_of_our_device_all_is_said_in_one_call(
+    size: int, pair: tuple[int, socket.socket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    said: list[Serve] = []
+
+    def answer(_fd: int, request: int, argument: memoryview, mutate: bool) -> int:
+        assert mutate
+        assert is_serve(request, len(argument))
+        said.append(Serve.decode(argument))
+        found = encode_answer(b"next", 0.25)
+        argument[: len(found)] = found
+        return 4
+
+    monkeypatch.setattr(fcntl, "ioctl", answer)
+    data = bytes([5]) * size
+
+    async def main() -> None:
+        device = FileDevice.from_fd(pair[0], os.open(tmp_path, os.O_PATH), timeout=TIMEOUT)
+        anon = FileAnonFd(os.open(path, os.O_WRONLY), device, real=False)
+        assert anon.serve(memoryview(data), PAGE, 7) == Served(b"next", 0.25)
+        await anon.close()
+        await device.close()
+
+    asyncio.run(main())
+    if size > DATA_MOST:  # which an ioctl cannot bring
+        assert said == [Serve(7, PAGE, b"")]
+        assert path.read_bytes() == bytes(PAGE) + data
+    else:
+        assert said == [Serve(7, PAGE, data)]
+        assert path.read_bytes() == b""

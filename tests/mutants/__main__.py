@@ -34,6 +34,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "pagein.protocol.commands": ("tests/protocol/test_commands.py",),
     "pagein.protocol.numbers": ("tests/protocol/test_numbers.py",),
+    "pagein.protocol.serving": ("tests/protocol/test_serving.py",),
     "pagein.protocol.space": ("tests/protocol/test_space.py",),
     "pagein.protocol.states": (
         "tests/protocol/test_states.py",

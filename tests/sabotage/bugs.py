@@ -115,8 +115,32 @@ BUGS = (
     Bug(
         "no second look after CREAD",
         "fscache.py",
-        "if not cookie.file.present.covers(first, first + PAGE_SIZE):",
+        "if not cookie.file.present.covers(asked.off, asked.off + PAGE_SIZE):",
         "if False:",
+    ),
+    Bug(
+        "a reader of more than SERVE brought is answered",
+        "cachefiles/serving.py",
+        "if covered and request.at_once is not None:",
+        "if request.at_once is not None:",
+    ),
+    Bug(
+        "SERVE does not complete its READ",
+        "cachefiles/serving.py",
+        "            self.file.complete(self._request)",
+        "            pass",
+    ),
+    Bug(
+        "a message is given to who waited before a restore",
+        "cachefiles/ondemand.py",
+        "self.restored += 1",
+        "pass",
+    ),
+    Bug(
+        "a message that came with an answer is lost",
+        "daemon/poller.py",
+        "            coming = self._round(coming)",
+        "            coming = b''",
     ),
     Bug(
         "a killed reader's request stays",

@@ -348,6 +348,7 @@ ELSEWHERE: dict[str, str] = {
     "every cache leaves some of its file system free": "tests/cachefiles",
     "6.1 writes misaligned data at the offset rounded down": "the recordings are of 6.12",
     "a READ waits for ever": "a wait that has no end cannot be shown",
+    "an ioctl other than CREAD is EINVAL": "tests/cachefiles/test_serving.py",
     "a cookie key of 253 to 255 bytes may stop the machine": "it would stop the machine",
 }
 """Rows that no transcript can show, and why or where they are held."""

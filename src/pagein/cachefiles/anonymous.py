@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pagein.cachefiles.backing import BackingFile
-from pagein.cachefiles.ondemand import error
+from pagein.cachefiles.ondemand import Request, error
 from pagein.cachefiles.tracepoints import ONDEMAND_FD_WRITE, trace
 from pagein.protocol.messages import PAGE_SIZE
 
@@ -29,7 +29,7 @@ class AnonymousFile:
         if session is None:
             raise error(errno.ENOENT)
         self._device = device
-        self._session = session
+        self.session = session
         self.object = session.requests.open_handle(object_id, handle)
         self.object_id = object_id
         self.handle = handle
@@ -39,7 +39,7 @@ class AnonymousFile:
         """Raise what a write is refused with: ENOBUFS, EINVAL (facts 8.1)."""
         if offset < 0:
             raise error(errno.EINVAL)
-        if self.object.file is None or self.object.size is None or self._session.cache is None:
+        if self.object.file is None or self.object.size is None or self.session.cache is None:
             raise error(errno.ENOBUFS)
         if offset % PAGE_SIZE:
             raise error(errno.ENOBUFS)
@@ -100,10 +100,21 @@ class AnonymousFile:
 
     def cread(self, msg_id: int) -> None:
         """CACHEFILES_IOC_CREAD: complete a READ of this object, else EINVAL (facts 8.3)."""
-        self._session.requests.cread(self.object_id, msg_id)
+        self.session.requests.cread(self.object_id, msg_id)
+
+    def reading(self, msg_id: int) -> Request | None:
+        """The READ that a CREAD would complete; None if there is none."""
+        try:
+            return self.session.requests.reading(self.object_id, msg_id)
+        except OSError:
+            return None
+
+    def complete(self, request: Request) -> None:
+        """What CREAD does, of a READ that was there; without effect if it is gone."""
+        self.session.requests.complete(request)
 
     def release(self) -> None:
         """Close this file description."""
-        self._session.requests.close_handle(self.object_id, self.handle)
-        self._device.release_anonymous(self._session)
+        self.session.requests.close_handle(self.object_id, self.handle)
+        self._device.release_anonymous(self.session)
         self._device._changed()

@@ -17,9 +17,11 @@ from typing import Any
 from pagein.cachefiles.anonymous import AnonymousFile
 from pagein.cachefiles.device import CachefilesDevice
 from pagein.cachefiles.ondemand import error
+from pagein.cachefiles.serving import Serving
 from pagein.fuse import abi
 from pagein.fuse.server import Answer, Body, FuseServer
 from pagein.protocol.messages import IOC_READ_COMPLETE
+from pagein.protocol.serving import is_serve
 
 _ROOT, _DEVICE, _ANON, _FIRST_ANON = 1, 2, 3, 16
 _ACCESS_MODES = 0o3
@@ -77,9 +79,12 @@ class DeviceFs:
             on_close,
             paused=paused,
         )
+        self._serving = Serving(device, self.server)
 
     def wake(self) -> None:
         """Have everybody who polls the device ask again."""
+        if self._serving.hand_over():
+            return
         for kh in self.poll_handles:
             self.server.connection.notify_poll(kh)
 
@@ -216,14 +221,16 @@ class DeviceFs:
             self._changed()
         return abi.poll_out(self.device.poll())
 
-    def _ioctl(self, request: abi.Request) -> bytes:
+    def _ioctl(self, request: abi.Request) -> Answer:
         if request.nodeid == _DEVICE:
             raise error(errno.ENOTTY)
         wanted = abi.IoctlIn.parse(request.body)
-        if wanted.cmd != IOC_READ_COMPLETE or len(wanted.data) != 4:
-            raise error(errno.EINVAL)
         file = self.anonymous.get(wanted.fh)
         if file is None:
+            raise error(errno.EINVAL)
+        if is_serve(wanted.cmd, len(wanted.data)):
+            return self._serving.begin(file, request.unique, wanted.data)
+        if wanted.cmd != IOC_READ_COMPLETE or len(wanted.data) != 4:
             raise error(errno.EINVAL)
         file.cread(struct.unpack("=I", wanted.data)[0])
         return abi.ioctl_out(0)

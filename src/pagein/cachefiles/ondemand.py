@@ -43,6 +43,8 @@ class Ondemand:
         self.objects: dict[int, CachefilesObject] = {}
         """Objects by object_id, as long as any of its anonymous fds is open or it is OPEN."""
         self.dead = False
+        self.restored = 0
+        """How often a daemon has said `restore`: from then on another one may read."""
 
     # ---- asking ------------------------------------------------------------------------------
 
@@ -222,6 +224,12 @@ class Ondemand:
 
     def cread(self, object_id: int, msg_id: int) -> None:
         """Complete a READ of the object that `object_id` names (facts 8.3). Raises EINVAL."""
+        request = self.reading(object_id, msg_id)
+        trace_cread(request)
+        self.complete(request)
+
+    def reading(self, object_id: int, msg_id: int) -> Request:
+        """The READ that a CREAD would complete. Raises EINVAL."""
         request = self.pending.get(msg_id)
         obj = self.objects.get(object_id)
         if (
@@ -231,9 +239,7 @@ class Ondemand:
             or request.object is not obj
         ):
             raise error(errno.EINVAL)
-        if trace.on:
-            trace.event(tracepoints.ONDEMAND_CREAD, obj.cookie_key, msg_id)
-        self.complete(request)
+        return request
 
     def restore(self) -> None:
         """Mark all pending requests NEW and wake the pollers (facts 10).
@@ -244,6 +250,7 @@ class Ondemand:
         for obj in list(self.objects.values()):
             if not obj.handles:
                 self._fds_closed(obj)
+        self.restored += 1
         self.requests.restore()
         self._wake()
 
@@ -311,6 +318,12 @@ class Ondemand:
     def anonymous_open(self) -> bool:
         """Whether any anonymous fd is still open, which keeps the device busy (facts 1)."""
         return any(obj.handles for obj in self.objects.values())
+
+
+def trace_cread(request: Request) -> None:
+    """A READ is being completed."""
+    if trace.on:
+        trace.event(tracepoints.ONDEMAND_CREAD, request.object.cookie_key, request.msg_id)
 
 
 def _trace_delivery(request: Request) -> None:

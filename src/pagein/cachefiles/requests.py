@@ -51,6 +51,8 @@ class Request:
     done: asyncio.Future[None]
     state: RequestState = RequestState.NEW
     since: float = field(default_factory=time.monotonic)
+    at_once: Callable[[], None] | None = None
+    """Answers its reader, in whichever thread, if all that is missing is what was asked for."""
 
     @property
     def message_len(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pagein.protocol.messages import Message, Open, Read
 
@@ -22,6 +22,15 @@ class DeviceDead(OSError):
 
     def __init__(self, cause: str) -> None:
         super().__init__(errno.EIO, cause)
+
+
+class Served(NamedTuple):
+    """What a call says that has served a READ."""
+
+    coming: bytes = b""
+    """The device's next message, if it came with that."""
+    waited: float = 0.0
+    """Seconds of the call that it waited for it."""
 
 
 class AnonFd(ABC):
@@ -56,7 +65,7 @@ class AnonFd(ABC):
         """As `cread`, but in the calling thread, which may have to wait."""
         raise NotImplementedError
 
-    def serve(self, data: memoryview, offset: int, msg_id: int) -> None:
+    def serve(self, data: memoryview, offset: int, msg_id: int) -> Served:
         """Write as `pwrite`, then complete a READ, all in the calling thread: see `Shortcut`.
 
         Raises:
@@ -88,10 +97,10 @@ class Shortcut(Protocol):
     def due(self) -> bool:
         """Whether the loop should hear of what was served; else it may wait until it is quiet."""
 
-    def serve(self, message: Read, *, alone: bool) -> bool:
-        """Complete `message` now, in the calling thread; False leaves it to the loop.
+    def serve(self, message: Read) -> bytes | None:
+        """Complete `message` now, in the calling thread; None leaves it to the loop.
 
-        Asked twice: before it is known whether other requests wait, and when none do (`alone`).
+        Returns the device's next message if that came with it, else b"".
         """
 
     def report(self) -> None:

@@ -24,10 +24,12 @@ import threading
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from pagein.daemon.device import AnonFd, Device
+from pagein.daemon.device import AnonFd, Device, Served
 from pagein.daemon.poller import Poller
 from pagein.daemon.threads import Workers
+from pagein.origins.sharedfd import SharedFd
 from pagein.protocol.messages import IOC_READ_COMPLETE, PAGE_SIZE, Message, Open
+from pagein.protocol.serving import DATA_MOST, SIZE_MOST, Serve, decode_answer, ioc_serve
 
 T = TypeVar("T")
 
@@ -51,6 +53,8 @@ class FileDevice(Device):
         self._fd = fd
         self._dirfd = dirfd
         self._timeout = timeout
+        self.argument = memoryview(bytearray(SIZE_MOST))
+        """Memory for the reading thread's SERVEs."""
         self._poller = Poller(fd, real=dirfd is None)
         self._calls = Workers(_CALLERS, "pagein-device")
         self._writes = Workers(_WRITERS, "pagein-write")
@@ -127,20 +131,13 @@ class FileDevice(Device):
 
 
 class FileAnonFd(AnonFd):
-    """An anonymous fd of a `FileDevice`.
-
-    Its number is given back to the system only when no call uses it any more: a call that was
-    given up may still run in its thread, and must not meet another file under the same number.
-    """
+    """An anonymous fd of a `FileDevice`, open until no call uses it any more."""
 
     def __init__(self, fd: int, device: FileDevice, *, real: bool) -> None:
         os.set_inheritable(fd, False)
-        self._fd = fd
+        self._fd = SharedFd(fd)
         self._device = device
         self._real = real
-        self._lock = threading.Lock()
-        self._users = 1  # the owner, and each call that runs
-        self._open = True
 
     async def pwrite(
         self, data: memoryview | bytes, offset: int, then: Callable[[], None] | None = None
@@ -164,20 +161,30 @@ class FileAnonFd(AnonFd):
         """Complete a READ in the calling thread."""
         self._enter()
         try:
-            self._complete(self._fd, msg_id)
+            self._complete(self._fd.number, msg_id)
         finally:
-            self._release()
+            self._fd.leave()
 
-    def serve(self, data: memoryview, offset: int, msg_id: int) -> None:
+    def serve(self, data: memoryview, offset: int, msg_id: int) -> Served:
         """Write and complete; `data` is page-aligned memory."""
         _check_pages(data, offset)
         self._enter()
         try:
-            _pwrite_all(self._fd, data, offset)
+            if not self._real and len(data) <= DATA_MOST:
+                return self._serve_at_once(Serve(msg_id, offset, data))
+            _pwrite_all(self._fd.number, data, offset)
+            if not self._real:
+                return self._serve_at_once(Serve(msg_id, offset, b""))
             with contextlib.suppress(OSError):  # EINVAL: the reader was killed (8.3)
-                self._complete(self._fd, msg_id)
+                self._complete(self._fd.number, msg_id)
         finally:
-            self._release()
+            self._fd.leave()
+        return Served()
+
+    def _serve_at_once(self, what: Serve) -> Served:
+        argument = what.encode_into(self._device.argument)
+        length = fcntl.ioctl(self._fd.number, ioc_serve(len(argument)), argument, True)
+        return Served(*decode_answer(argument, length))
 
     async def lseek(self, offset: int, whence: int) -> int:
         """As lseek(2); of the real device it moves the cache file's position, not this fd's."""
@@ -185,24 +192,25 @@ class FileAnonFd(AnonFd):
 
     def dup(self) -> AnonFd:
         """Another fd of the same description."""
-        if not self._open:
-            raise OSError(errno.EBADF, "the anonymous fd is closed")
-        return FileAnonFd(os.dup(self._fd), self._device, real=self._real)
+        self._enter()
+        try:
+            return FileAnonFd(os.dup(self._fd.number), self._device, real=self._real)
+        finally:
+            self._fd.leave()
 
     def fileno(self) -> int:
         """The number of the fd."""
-        return self._fd
+        return self._fd.number
 
     async def close(self) -> None:
         """Close the fd; while a call uses it, its end does that."""
-        with self._lock:
-            if not self._open:
-                return
-            self._open = False
+        if self._fd.closed:
+            return
+        self._fd.shut()
         if self._device.closed:
-            threading.Thread(target=self._release, name="pagein-close", daemon=True).start()
+            threading.Thread(target=self._fd.close, name="pagein-close", daemon=True).start()
         else:
-            await self._device.anon_call(self._release)
+            await self._device.anon_call(self._fd.close)
 
     async def _use(self, call: Callable[[int], T], *, write: bool = False) -> T:
         if self._device.closed:
@@ -211,29 +219,20 @@ class FileAnonFd(AnonFd):
         return await self._device.anon_call(lambda: self._calling(call), write=write)
 
     def _enter(self) -> None:
-        with self._lock:
-            if not self._open:
-                raise OSError(errno.EBADF, "the anonymous fd is closed")
-            self._users += 1
+        if not self._fd.enter():
+            raise OSError(errno.EBADF, "the anonymous fd is closed")
 
     def _calling(self, call: Callable[[int], T]) -> T:
         try:
-            return call(self._fd)
+            return call(self._fd.number)
         finally:
-            self._release()
+            self._fd.leave()
 
     def _complete(self, fd: int, msg_id: int) -> None:
         if self._real:
             _ioctl_by_value(fd, IOC_READ_COMPLETE, msg_id)
         else:
             fcntl.ioctl(fd, IOC_READ_COMPLETE, struct.pack("=I", msg_id))
-
-    def _release(self) -> None:
-        with self._lock:
-            self._users -= 1
-            last = not self._users
-        if last:
-            os.close(self._fd)
 
 
 def _ioctl_by_value(fd: int, request: int, value: int) -> None:

@@ -135,9 +135,18 @@ class Poller:
                 self._probe()
 
     def _drain(self) -> None:
+        coming = self._round(b"")
+        while coming and not self._closed:
+            coming = self._round(coming)
+
+    def _round(self, coming: bytes) -> bytes:
+        """Read until there is nothing more, or the shortcut took a READ; what came with that.
+
+        `coming` is a message that is here already, or b"".
+        """
         messages: list[Message] = []
         while not self._closed and len(messages) < 64:
-            raw = self._read()
+            raw, coming = coming or self._read(), b""
             if raw is None:
                 continue
             if not raw:
@@ -147,27 +156,28 @@ class Poller:
             except ProtocolError as exc:
                 log.error("the device sent what is no request: %s", exc)
                 continue
-            if len(messages) == 1 and self._served(messages[0], alone=False):
+            if len(messages) > 1:
+                continue
+            if (served := self._served(messages[0])) is not None:
                 self._empty = 0
-                return  # what else there is, poll tells
+                return served  # what else there is, poll tells
         self._empty = 0 if messages else self._empty + 1
         if self._empty > 16:
             time.sleep(0.01)  # ready again and again without a request: do not burn a processor
-        if len(messages) == 1 and self._served(messages[0], alone=True):
-            return
         if messages:
             self._tell(messages, None)
+        return b""
 
-    def _served(self, message: Message, *, alone: bool) -> bool:
-        """Whether the shortcut took a READ: nobody has to wait for that."""
+    def _served(self, message: Message) -> bytes | None:
+        """None, or the shortcut took a READ, and this is the next message, if any came with it."""
         if self.shortcut is None or not isinstance(message, Read):
-            return False
-        if not self.shortcut.serve(message, alone=alone):
-            return False
-        self._unreported = True
-        if self.shortcut.due:
-            self._tell([], None)
-        return True
+            return None
+        coming = self.shortcut.serve(message)
+        if coming is not None:
+            self._unreported = True
+            if self.shortcut.due:
+                self._tell([], None)
+        return coming
 
     def _read(self) -> bytes | None:
         """One request; b"" if there is none, None if one was lost or needs a larger buffer."""

@@ -14,10 +14,12 @@ import errno
 import mmap
 import stat
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from pagein.cachefiles.ondemand import error
+from pagein.cachefiles.backing import BackingFile
+from pagein.cachefiles.ondemand import Request, error
 from pagein.fscache import Cookie, FsCache
 from pagein.fuse import abi
 from pagein.fuse.server import Body, FuseServer, interruptible
@@ -186,19 +188,38 @@ class BlobFs:
                 self._follow(export, wanted.offset, length, waited=False)
                 return self.server.ANSWERED
             self._give_buffer(buffer, view)
-        return self._read_slowly(request.unique, export, wanted.offset, length, request.pid)
+        # Asked at once: the daemon is at work before there is a task that waits for it.
+        asked = self.fscache.ask(cookie, wanted.offset, length, request.pid)
+        quick = None
+        if asked is not None and asked.off + asked.len >= wanted.offset + length:
+            quick = _Quick(self.server, request.unique, cookie.file, wanted.offset, length)
+            asked.at_once = quick.answer
+        return self._read_slowly(request.unique, export, wanted.offset, length, asked, quick)
 
     async def _read_slowly(
-        self, unique: int, export: Export, offset: int, length: int, pid: int
+        self,
+        unique: int,
+        export: Export,
+        offset: int,
+        length: int,
+        asked: Request | None,
+        quick: _Quick | None,
     ) -> Body:
         cookie = export.cookie
-        resident = cookie.present(offset, length)
-        if not resident:
-            await interruptible(self.fscache.fetch(cookie, offset, length, pid))
+        if asked is not None:
+            try:
+                await interruptible(self.fscache.answered(cookie, offset, length, asked))
+            except asyncio.CancelledError:
+                # Interrupted before it began to wait: nobody else has withdrawn its request.
+                cookie.session.requests.complete(asked, errno.EIO)
+                raise
+            if quick is not None and quick.answered:
+                self._taken(export, offset, length)
+                return self.server.ANSWERED
         buffer = self._take_buffer()
         view = memoryview(buffer)[:length]
         # What was just written is in memory still.
-        got = -1 if resident else cookie.file.read_now([view], offset)
+        got = -1 if asked is None else cookie.file.read_now([view], offset)
         if waited := got != length:
             # A buffer whose thread was given up is not used again.
             loop = asyncio.get_running_loop()
@@ -206,10 +227,15 @@ class BlobFs:
         if got != length:
             raise error(errno.EIO)  # a short read would be taken for zeros
         if self.answered is not None:
-            self.answered(cookie, offset, length, not resident)
+            self.answered(cookie, offset, length, asked is not None)
         self._answer(unique, buffer, view)
         self._follow(export, offset, length, waited=waited)
         return self.server.ANSWERED
+
+    def _taken(self, export: Export, offset: int, length: int) -> None:
+        if self.answered is not None:
+            self.answered(export.cookie, offset, length, True)
+        self._follow(export, offset, length, waited=False)
 
     def _answer(self, unique: int, buffer: mmap.mmap, view: memoryview) -> None:
         self.server.connection.reply(unique, view)
@@ -233,3 +259,27 @@ class BlobFs:
             end = min(ahead.offset + ahead.length, file.present_from(ahead.offset))
             if end > ahead.offset:
                 loop.run_in_executor(None, file.read_ahead, ahead.offset, end - ahead.offset)
+
+
+class _Quick:
+    """The answer to a read that need not wait for the loop."""
+
+    __slots__ = ("_file", "_length", "_offset", "_server", "_unique", "answered")
+
+    def __init__(
+        self, server: FuseServer, unique: int, file: BackingFile, offset: int, length: int
+    ) -> None:
+        self._server = server
+        self._unique = unique
+        self._file = file
+        self._offset = offset
+        self._length = length
+        self.answered = False
+
+    def answer(self) -> None:
+        """In any thread, when all of it is in the file; if that cannot be seen, the loop will."""
+        data = bytearray(self._length)
+        with suppress(OSError):
+            if self._file.read_now([data], self._offset) == self._length:
+                self.answered = True  # before the reader reads on, and the loop looks
+                self._server.connection.reply(self._unique, data)

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from pagein.origins.base import Origin, OriginError, check_range, redact
 from pagein.origins.identity import Identity
+from pagein.origins.sharedfd import SharedFd
 
 T = TypeVar("T")
 
@@ -70,13 +71,13 @@ class FileOrigin(Origin):
         if fd is None:
             return False
         try:
-            count = os.preadv(fd, [view], offset, os.RWF_NOWAIT)
-            self._check(os.fstat(fd))
+            count = os.preadv(fd.number, [view], offset, os.RWF_NOWAIT)
+            self._check(os.fstat(fd.number))
         except OSError as exc:
             self.instant = exc.errno != errno.EOPNOTSUPP
             raise
         finally:
-            self._file.release()
+            fd.leave()
         return count == len(view)
 
     async def close(self) -> None:
@@ -90,11 +91,11 @@ class FileOrigin(Origin):
     def _pread(self, offset: int, length: int) -> bytes:
         fd = self._file.acquire()
         try:
-            data = _pread_all(fd, offset, length)
+            data = _pread_all(fd.number, offset, length)
             # After the read, so that a change before or during it is seen.
-            self._check(os.fstat(fd), whole=len(data) == length)
+            self._check(os.fstat(fd.number), whole=len(data) == length)
         finally:
-            self._file.release()
+            fd.leave()
         return data
 
     def _check(self, now: os.stat_result, *, whole: bool = True) -> None:
@@ -106,49 +107,34 @@ class FileOrigin(Origin):
 
 
 class _SharedFile:
-    """An fd that threads use; closed only when none does, so that its number is not reused."""
+    """A file that threads use, opened by the first of them."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._opening = threading.Lock()
-        self._lock = threading.Lock()  # never held while the file system is asked: close() waits
-        self._fd = -1
-        self._users = 0
+        self._opening = threading.Lock()  # `close` does not wait for it: opening may take long
+        self._fd: SharedFd | None = None
         self._closed = False
 
-    def acquire(self) -> int:
+    def acquire(self) -> SharedFd:
+        """The fd, entered."""
         with self._opening:
-            if self._fd < 0 and not self._closed:
-                self._fd = _open_regular(self._path)
-        with self._lock:
-            if self._closed:
-                self._close_unused()
-                raise OriginError.of(self._path, "the origin is closed", errno=errno.EBADF)
-            self._users += 1
-            return self._fd
+            if self._fd is None and not self._closed:
+                self._fd = SharedFd(_open_regular(self._path))
+        if self._closed:
+            self.close()
+        if self._fd is None or not self._fd.enter():
+            raise OriginError.of(self._path, "the origin is closed", errno=errno.EBADF)
+        return self._fd
 
-    def acquire_open(self) -> int | None:
-        """The fd if somebody opened the file before; opening it may take long."""
-        with self._lock:
-            if self._fd < 0 or self._closed:
-                return None
-            self._users += 1
-            return self._fd
-
-    def release(self) -> None:
-        with self._lock:
-            self._users -= 1
-            self._close_unused()
+    def acquire_open(self) -> SharedFd | None:
+        """The same if somebody opened the file before; opening it may take long."""
+        fd = self._fd
+        return fd if fd is not None and fd.enter() else None
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._close_unused()
-
-    def _close_unused(self) -> None:
-        if self._closed and self._users == 0 and self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._closed = True
+        if (fd := self._fd) is not None:
+            fd.close()
 
 
 async def resolve_file(path: str, *, timeout: float) -> Identity:
