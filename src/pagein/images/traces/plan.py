@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final
 
+from pagein.images.layers.enough import enough
 from pagein.images.layers.format import Compression
 from pagein.images.layers.index import Index
 from pagein.images.layers.tarbytes import WHOLE
@@ -69,6 +70,8 @@ class _Span:
     rank: int
     start: int
     end: int
+    until: int = 0
+    """Up to where in the tar it is wanted."""
     low: int = 0
     high: int = 0
 
@@ -101,41 +104,50 @@ class _Spans:
         chunk = self._index.header.chunk
         for at in range(start, end, chunk):
             upto = min(at + chunk, end)
-            for number in self._made_of(at, upto):
+            numbers, until = self._made_of(at, upto)
+            for number in numbers:
                 span = self._found.setdefault(number, _Span(rank, at, upto))
                 span.start, span.end = min(span.start, at), max(span.end, upto)
+                span.until = max(span.until, until)
 
-    def _made_of(self, start: int, end: int) -> Iterable[int]:
+    def _made_of(self, start: int, end: int) -> tuple[Iterable[int], int]:
         at = max(0, bisect_right(self._offsets, start) - 1)
         first = last = -1
+        until = 0
         while at < len(self._pieces) and self._pieces[at].offset < end:
             piece = self._pieces[at]
             low, high = max(start, piece.offset), min(end, piece.offset + piece.length)
             if low < high:
                 position = piece.position + low - piece.offset
                 first = self._number(position) if first < 0 else first
-                last = self._number(position + high - low - 1)
+                until = position + high - low
+                last = self._number(until - 1)
             at += 1
-        return range(first, last + 1) if first >= 0 else ()
+        return (range(first, last + 1) if first >= 0 else ()), until
 
     def _number(self, position: int) -> int:
         return position // _UNPACKED if self._plain else self._index.point_before(position)
 
-    def _packed(self, number: int) -> tuple[int, int] | None:
-        """Where a span lies in the compressed layer; None if it is too large for us."""
+    def _packed(self, number: int, until: int) -> tuple[int, int] | None:
+        """Where a span lies in the compressed layer, as far as it is wanted, up to `until`.
+
+        None if it is too large for us.
+        """
         if self._plain:
             return number * _UNPACKED, min((number + 1) * _UNPACKED, self._index.header.layer.size)
         if self._index.point_out(number + 1) - self._index.point_out(number) > WHOLE:
             return None
         place = self._index.place(number)
-        return place.start, place.end
+        if self._index.header.compression is not Compression.ZSTD:
+            return place.start, place.end
+        return place.start, enough(place, min(until - place.out, place.size), place.start, 0)
 
     def runs(self) -> list[list[_Span]]:
         """Neighbours, with what little lies between."""
         runs: list[list[_Span]] = []
         for number in sorted(self._found):
             span = self._found[number]
-            if (packed := self._packed(number)) is None:
+            if (packed := self._packed(number, span.until)) is None:
                 continue
             span.low, span.high = packed
             if runs and span.low <= runs[-1][-1].high + GAP:
