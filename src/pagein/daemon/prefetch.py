@@ -16,7 +16,7 @@ import asyncio
 import errno
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -41,9 +41,9 @@ _TRIES = 2  # of a piece: a fetch that is held back for too long gives way
 _OPENED = 60.0  # seconds until the blob of a layer is opened: its mount has failed otherwise
 
 
-Plan = Callable[[Sequence[LayerBlob]], tuple[list[list[Piece]], str]]
-"""What to fetch of each of these data blobs, the lowest ranks first, and what is to be said of it.
-Called in a thread; LayerError or ErofsError when an index is damaged."""
+Plan = Callable[[Sequence[LayerBlob]], Iterator[tuple[list[list[Piece]], str]]]
+"""What to fetch of each of these data blobs, the lowest ranks first, and what is to be said of it;
+then what else. Called in a thread; LayerError or ErofsError when an index is damaged."""
 
 
 @dataclass(eq=False)
@@ -229,17 +229,15 @@ class _Image:
         self._make = plan
         self._room = room
         self._pending: list[_Work] = []
+        self._planned = False
         self._landing = asyncio.Semaphore(LANDINGS)
         self._held: set[_Work] = set()
 
     async def run(self) -> None:
         """Until all of it is in the cache. Raises OSError or LayerError when it is over sooner."""
-        note = await asyncio.to_thread(self._plan)
-        size = sum(work.size for work in self._pending)
-        text = "%s: prefetch of %d bytes in %d requests; %s"
-        log.info(text, self.name, size, len(self._pending), note)
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._plan())
                 for _ in range(DOWNLOADS):
                     group.create_task(self._work(group))
         except ExceptionGroup as failed:
@@ -248,18 +246,21 @@ class _Image:
             for work in list(self._held):
                 self._let_go(work)
 
-    def _plan(self) -> str:
-        """Make the pieces; what is to be said of them. Waits for the disk."""
-        planned, note = self._make([layer.blob for layer in self.layers])
-        found: list[_Work] = []
-        for layer, pieces in zip(self.layers, planned, strict=True):
-            works = [_Work(layer, piece) for piece in pieces]
-            for one, other in itertools.pairwise(works):
-                if one.piece.end == other.piece.start:
-                    one.after, other.before = other, one
-            found += works
-        self._pending = sorted(found, key=lambda work: work.piece.rank)
-        return note
+    async def _plan(self) -> None:
+        """Make the pieces; the first ones are on their way while the next ones are found."""
+        plans = self._make([layer.blob for layer in self.layers])
+        try:
+            while (planned := await asyncio.to_thread(next, plans, None)) is not None:
+                found, note = planned
+                works = [each for works in map(_works, self.layers, found) for each in works]
+                self._pending = sorted(self._pending + works, key=lambda work: work.piece.rank)
+                size = sum(work.size for work in works)
+                text = "%s: prefetch of %d bytes in %d requests; %s"
+                log.info(text, self.name, size, len(works), note)
+                self._room.changed()
+        finally:
+            self._planned = True
+            self._room.changed()
 
     async def _work(self, group: asyncio.TaskGroup) -> None:
         """Download one piece after the other, and have each land."""
@@ -272,7 +273,7 @@ class _Image:
 
     async def _next(self) -> _Work | None:
         """The next piece that is missing, as soon as there is room for it; None at the end."""
-        while self._pending:
+        while self._pending or not self._planned:
             work = next((each for each in self._pending if each.layer.ready), None)
             if work is not None and _is_here(work):
                 self._pending.remove(work)
@@ -316,6 +317,14 @@ class _Image:
             self._room.give(work.size)
             if work.layer.ahead is not None:
                 work.layer.ahead.drop(work.piece.low, work.piece.high)
+
+
+def _works(layer: _Layer, pieces: list[Piece]) -> list[_Work]:
+    works = [_Work(layer, piece) for piece in pieces]
+    for one, other in itertools.pairwise(works):
+        if one.piece.end == other.piece.start:
+            one.after, other.before = other, one
+    return works
 
 
 def _is_here(work: _Work) -> bool:

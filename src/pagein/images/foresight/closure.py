@@ -51,11 +51,17 @@ class Closure:
         self._tree = tree
         self._modules: Modules | None = None
         self._near = b""
+        self._run: tuple[Command, bytes] | None = None
         self._sought: set[tuple[bytes, bytes]] = set()
         self._left = BYTES
 
     def of(self, command: Command) -> Iterator[Place]:
         """What the command will read."""
+        yield from self.programs(command)
+        yield from self.modules()
+
+    def programs(self, command: Command) -> Iterator[Place]:
+        """What it will read before anything of it runs: that is found soonest."""
         place, path = self._program(command)
         for _ in range(SCRIPTS):
             named = None if place is None else self._tree.named(place)
@@ -74,9 +80,7 @@ class Closure:
         yield from self._linked(place, path, LARGEST)
         for also in (CACHE, *ACCOUNTS):
             yield from self._file(also)
-        yield from self._python(command, path)
-        for also in command.files():
-            yield from self._file(also)
+        self._run = command, path
 
     def _program(self, command: Command) -> tuple[Place | None, bytes]:
         for path in command.programs():
@@ -152,6 +156,15 @@ class Closure:
         return None, b""
 
     # ---- modules of Python
+
+    def modules(self) -> Iterator[Place]:
+        """After `programs`: what it will read then."""
+        if self._run is None:
+            return
+        command, program = self._run
+        yield from self._python(command, program)
+        for also in command.files():
+            yield from self._file(also)
 
     def _python(self, command: Command, program: bytes) -> Iterator[Place]:
         try:

@@ -50,14 +50,15 @@ class Piece:
     end: int
 
 
-def plan(index: Index, wanted: Iterable[Want]) -> list[Piece]:
+def plan(index: Index, wanted: Iterable[Want], taken: set[int] | None = None) -> list[Piece]:
     """The pieces for `wanted`, in order. LayerError when the index is damaged; may wait for disk.
 
     Spans too large to be decoded at once are left out: they are read from their beginning anyway.
+    So are those whose numbers are in `taken`; numbers of those that are not are added to it.
     """
     spans = _Spans(index, sorted(wanted, key=attrgetter("rank")))
     pieces: list[Piece] = []
-    for run in spans.runs():
+    for run in spans.runs(set() if taken is None else taken):
         pieces += spans.cut(run)
     # Stable: pieces of a run have the rank of the run, and stay in their order.
     return sorted(pieces, key=attrgetter("rank"))
@@ -142,18 +143,22 @@ class _Spans:
             return place.start, place.end
         return place.start, enough(place, min(until - place.out, place.size), place.start, 0)
 
-    def runs(self) -> list[list[_Span]]:
+    def runs(self, taken: set[int]) -> list[list[_Span]]:
         """Neighbours, with what little lies between."""
         runs: list[list[_Span]] = []
-        for number in sorted(self._found):
+        before = -1
+        for number in sorted(self._found.keys() - taken):
+            between, before = range(before + 1, number), number
             span = self._found[number]
             if (packed := self._packed(number, span.until)) is None:
                 continue
             span.low, span.high = packed
-            if runs and span.low <= runs[-1][-1].high + GAP:
+            apart = not runs or span.low > runs[-1][-1].high + GAP
+            if not apart and taken.isdisjoint(between):
                 runs[-1].append(span)
             else:
                 runs.append([span])
+        taken.update(self._found)
         return runs
 
     def cut(self, run: list[_Span]) -> list[Piece]:
