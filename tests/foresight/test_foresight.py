@@ -15,6 +15,7 @@ from tests.traces.rig import KIB, MIB, IndexedLayer, noise
 from pagein.daemon.images import _wanted
 from pagein.images.foresight.command import Command
 from pagein.images.foresight.foresee import Foresight
+from pagein.images.layers import names
 from pagein.images.manifest import digest_of
 from pagein.images.traces.files import Files
 
@@ -28,7 +29,8 @@ def module(name: str) -> str:
     return f"{LIB}/__pycache__/{name}.cpython-311.pyc"
 
 
-ALPHA, BETA, GAMMA, DELTA = map(module, ("alpha", "beta", "gamma", "delta"))
+NAMES = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta")
+ALPHA, BETA, GAMMA, DELTA, EPSILON, ZETA, ETA = map(module, NAMES)
 
 
 def compiled(name: str, imports: str) -> bytes:
@@ -36,10 +38,8 @@ def compiled(name: str, imports: str) -> bytes:
     return importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code)
 
 
-@pytest.fixture(scope="module")
-def layers(tmp_path_factory: pytest.TempPathFactory) -> list[IndexedLayer]:
+def layers_in(directory: Path) -> list[IndexedLayer]:
     """Files that somebody wants, in spans of their own: with what packing does not make smaller."""
-    directory = tmp_path_factory.mktemp("layers")
     lower = {
         PROGRAM: elf("/" + LOADER, ("libone.so",), size=700 * KIB),
         FIRST: elf("", ("libtwo.so",)),
@@ -52,8 +52,15 @@ def layers(tmp_path_factory: pytest.TempPathFactory) -> list[IndexedLayer]:
         ALPHA: compiled("alpha", "beta"),
         BETA: compiled("beta", "gamma"),
         GAMMA: compiled("gamma", "delta"),
-        DELTA: compiled("delta", "nothing"),
-        **{f"{LIB}/{name}.py": b"" for name in ("alpha", "beta", "gamma", "delta")},
+        DELTA: compiled("delta", "epsilon"),
+        EPSILON: compiled("epsilon", "nothing"),
+        ZETA: compiled("zeta", "eta"),
+        ETA: compiled("eta", "nothing"),
+        f"{LIB}/alpha.py": b"import beta\n\ndef late():\n    import zeta\n",
+        f"{LIB}/beta.py": b"from gamma import one",
+        f"{LIB}/gamma.py": b"import delta",
+        f"{LIB}/delta.py": b"try:\n    import epsilon\nexcept ImportError:\n    pass\n",
+        **{f"{LIB}/{name}.py": b"" for name in ("epsilon", "zeta", "eta")},
     }
     found = []
     for number, files in enumerate((lower, upper)):
@@ -63,6 +70,19 @@ def layers(tmp_path_factory: pytest.TempPathFactory) -> list[IndexedLayer]:
             apart[f"noise/{number}-{at}"] = noise(f"{number}-{at}", 600 * KIB)
         found.append(IndexedLayer(apart, directory / f"{number}"))
     return found
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> list[IndexedLayer]:
+    """With indexes that say what files name."""
+    return layers_in(tmp_path_factory.mktemp("named"))
+
+
+@pytest.fixture
+def layers(named: list[IndexedLayer], monkeypatch: pytest.MonkeyPatch) -> list[IndexedLayer]:
+    """With indexes as they were before, and as those of tables of contents are."""
+    monkeypatch.setattr(names, "blocks", lambda _: None)
+    return named
 
 
 def place_of(layers: list[IndexedLayer], name: str) -> tuple[IndexedLayer, int, int]:
@@ -118,6 +138,63 @@ def test_programs_come_whole_and_modules_as_far_as_they_are_named(
             await read(half, layers, GAMMA)
             await until(lambda: asked(registry, layers, DELTA))
             assert sum(high - low for _, low, high in registry.ranges) < 5 * MIB
+
+    asyncio.run(main())
+
+
+def test_all_that_is_named_is_asked_for_before_anything_was_read(
+    named: list[IndexedLayer], tmp_path: Path
+) -> None:
+    """Not one request waits for another's answer."""
+    wanted = (PROGRAM, LOADER, FIRST, SECOND, SCRIPT, ALPHA, BETA, GAMMA, DELTA, EPSILON)
+
+    async def main() -> None:
+        async with published(named, tmp_path) as (registry, half):
+            held = asyncio.Event()
+            registry.gate = lambda _digest, _start: held
+            answer = await half.bring(run=RUN)
+            await until(lambda: all(asked(registry, named, name) for name in wanted))
+            assert not half.device.files, "it is not mounted yet"
+            held.set()
+            await half.open(answer)
+            await half.idle()
+            for name in wanted:
+                assert asked(registry, named, name)
+                layer, _, size = place_of(named, name)
+                assert half.has(layer, name, 0, size)
+            for name in ("usr/bin/other", "noise/0-0", ZETA, ETA):
+                assert not asked(registry, named, name)
+            before = list(registry.ranges)
+            assert len(before) == len(set(before)) <= len(wanted), "nothing twice"
+            await read(half, named, GAMMA)
+            assert registry.ranges == before
+
+    asyncio.run(main())
+
+
+def test_what_nothing_named_is_followed_when_it_is_read(
+    named: list[IndexedLayer], tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with published(named, tmp_path) as (registry, half):
+            await half.open(await half.bring(run=RUN))
+            await half.idle()
+            assert not asked(registry, named, ETA)
+            await read(half, named, ZETA)
+            await until(lambda: asked(registry, named, ETA))
+
+    asyncio.run(main())
+
+
+def test_a_wrong_byte_of_what_was_named_is_nobodys(
+    named: list[IndexedLayer], tmp_path: Path
+) -> None:
+    async def main() -> None:
+        async with published(named, tmp_path) as (registry, half):
+            registry.spoil = True
+            await half.open(await half.bring(run=RUN))
+            for name in (PROGRAM, SCRIPT, EPSILON):
+                await read(half, named, name)
 
     asyncio.run(main())
 

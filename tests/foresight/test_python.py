@@ -85,9 +85,9 @@ def test_modules_are_found_where_an_interpreter_finds_them(
     with Index(layers[0].path) as lower, Index(layers[1].path) as upper:
         found = Modules(Tree([lower, upper]), b"/usr/bin/python3.11").find(name, near)
         content = [
-            layers[place.layer].blob[place.start : place.start + place.length].decode()
-            for place, native in found
-            if native == (name == b"_ssl")
+            layers[each.place.layer].blob[each.place.start :][: each.place.length].decode()
+            for each in found
+            if each.native == (name == b"_ssl")
         ]
     assert content == wanted
 

@@ -18,6 +18,7 @@ from pagein.images.layers import indexwriter
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression, Header, Kind, Layer
 from pagein.images.layers.index import Index, Piece
+from pagein.images.layers.names import SOURCE, Named
 from pagein.images.layers.point import Point
 from pagein.images.layers.pointlist import PointList
 
@@ -29,6 +30,7 @@ def small(tmp_path: Path) -> rig.Indexed:
         member(b"usr/a", data=b"x" * 5000),
         member(b"usr/b", data=b"y"),
         member(b"c", b"2", link=b"t"),
+        member(b"usr/m.py", data=b"import a\n"),
     )
     return rig.Indexed(rig.gzipped(archive), tmp_path / "index")
 
@@ -56,7 +58,10 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         assert index.header.layer == rig.layer_of(indexed.data, rig.sha256(gzip_content(indexed)))
         assert index.header.compression is Compression.GZIP
         assert index.implied() == [b"", b"usr"]
-        assert list(index.pieces(0, 1 << 40)) == [Piece(0, 512, 5000), Piece(8192, 6144, 1)]
+        pieces = [Piece(0, 512, 5000), Piece(8192, 6144, 1), Piece(12288, 7680, 9)]
+        assert list(index.pieces(0, 1 << 40)) == pieces
+        assert index.names(12288) == Named(SOURCE, b"", (b"a",))
+        assert [index.names(start) for start in (0, 8192, 12289, 1 << 40)] == [None] * 4
         assert list(index.pieces(100, 200)) == [Piece(100, 612, 100)]
         assert list(index.pieces(5000, 8192)) == []
         assert index.point(0)[::2] == (0, b"")
@@ -105,7 +110,7 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     good[8] += 1
     path = tmp_path / "newer"
     path.write_bytes(good)
-    with pytest.raises(LayerError, match="index version 3: 2 is known"):
+    with pytest.raises(LayerError, match="index version 4: 3 is known"):
         Index(path)
 
 

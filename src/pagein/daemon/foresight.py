@@ -14,12 +14,12 @@ from contextlib import ExitStack
 from typing import Final
 
 from pagein.daemon.objects import Blob
+from pagein.daemon.plans import Foreseen, opened
 from pagein.images.connections import Connections
 from pagein.images.foresight.command import PATH, Command, command_of
 from pagein.images.foresight.foresee import Foresight
 from pagein.images.foresight.tree import Tree
 from pagein.images.layerblob import LayerBlob
-from pagein.images.layers.index import Index
 from pagein.images.layers.read import LayerOrigin
 from pagein.images.layers.spans import Kept
 from pagein.images.manifest import RunConfig
@@ -44,8 +44,11 @@ class Foresights:
         connections: Connections,
         spans: Kept,
         find: Callable[[bytes], Blob | None],
+        claim: Callable[[LayerBlob], Origin | None],
     ) -> None:
-        """`find` gives the blob of a cookie key, if it is open."""
+        """`find` gives the blob of a cookie key, if it is open; `claim` a layer that is on its way
+        already (`Prefetcher`)."""
+        self._claim = claim
         self._store = store
         self._connections = connections
         self._spans = spans
@@ -54,9 +57,17 @@ class Foresights:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(
-        self, name: str, layers: list[tuple[LayerBlob, ...]], new: frozenset[str], command: Command
+        self,
+        name: str,
+        layers: list[tuple[LayerBlob, ...]],
+        new: frozenset[str],
+        command: Command,
+        plan: Foreseen | None = None,
     ) -> None:
-        """Look ahead for a command in an image; `new`: layers of which nothing is in the cache."""
+        """Look ahead for a command in an image; `new`: layers of which nothing is in the cache.
+
+        `plan` is what fetches all that the command names, if the indexes say that.
+        """
         sources: dict[int, _Source] = {}
         try:
             for number, (_, *data) in enumerate(layers):
@@ -65,7 +76,7 @@ class Foresights:
                         sources[number] = source
         except OSError as problem:
             log.info("%s: no foresight: %s", name, problem)
-        task = asyncio.get_running_loop().create_task(self._run(layers, sources, command))
+        task = asyncio.get_running_loop().create_task(self._run(layers, sources, command, plan))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -98,23 +109,29 @@ class Foresights:
             await self._end(source)
 
     async def _run(
-        self, layers: list[tuple[LayerBlob, ...]], sources: dict[int, _Source], command: Command
+        self,
+        layers: list[tuple[LayerBlob, ...]],
+        sources: dict[int, _Source],
+        command: Command,
+        plan: Foreseen | None,
     ) -> None:
         with ExitStack() as stack:
 
             def make() -> Tree:
-                opened = []
-                for meta, *_ in layers:
-                    index = Index(self._store.path("indexes", meta.index), root=meta.root)
-                    opened.append(stack.enter_context(index))
-                return Tree(opened)
+                return Tree(opened(self._store, layers, stack))
 
             foresight = Foresight(make, sources)
             try:
+                if plan is None:
+                    foresight.begin(command)
+                else:
+                    closure = await plan.over(LASTS)
+                    foresight.known(closure.program, closure.seen)
                 for number, source in sources.items():
                     source.watch(foresight, number)
-                foresight.begin(command)
                 await asyncio.sleep(LASTS)
+            except TimeoutError:
+                log.info("no foresight: nobody planned it")
             finally:
                 await foresight.close()
                 for source in sources.values():
@@ -126,7 +143,13 @@ class Foresights:
         local = self._store.has("layers", blob.layer)
         if key in self._sources or local or self._find(key) is not None:
             return None
-        origin = await blob.open(self._store, self._connections, self._spans)
+        layer = self._claim(blob)
+        try:
+            origin = await blob.open(self._store, self._connections, self._spans, layer=layer)
+        except BaseException:
+            if layer is not None:
+                await layer.close()
+            raise
         assert isinstance(origin, LayerOrigin), "of a part that is data"
         source = self._sources[key] = _Source(key, origin)
         return source

@@ -19,11 +19,13 @@ import msgspec
 from pagein.control import Answer
 from pagein.daemon.foresight import Foresights, command_in
 from pagein.daemon.objects import Blob
+from pagein.daemon.plans import Foreseen, tells, traced
 from pagein.daemon.prefetch import Prefetcher
 from pagein.daemon.records import Records
 from pagein.daemon.secrets import Secrets
 from pagein.images.auth import Credentials
 from pagein.images.connections import Connections
+from pagein.images.foresight.command import Command
 from pagein.images.hosts import Host
 from pagein.images.layerblob import LayerBlob
 from pagein.images.layers.errors import LayerError
@@ -86,7 +88,9 @@ class Images:
         )
         self._spans = Kept()
         self.prefetcher = Prefetcher(self._store, self._connections, find)
-        self.foresights = Foresights(self._store, self._connections, self._spans, find)
+        self.foresights = Foresights(
+            self._store, self._connections, self._spans, find, self.prefetcher.claim
+        )
         self._jobs: dict[_Wanted, _Job] = {}
         self._watch: asyncio.Task[None] | None = None
 
@@ -173,11 +177,20 @@ class Images:
         pulled = await pull.run()
         if wanted.prefetch and (trace := trace or pulled.trace) is not None:
             blobs = [blob for layer in pulled.layers for blob in layer]
-            self.prefetcher.start(pulled.name, blobs, pulled.new, trace)
+            self.prefetcher.start(pulled.name, blobs, pulled.new, traced(self._store, trace))
         elif wanted.prefetch and wanted.run:
             command = command_in(pulled.run, json.loads(wanted.run))
-            await self.foresights.start(pulled.name, pulled.layers, pulled.new, command)
+            await self._foresee(pulled, command)
         return pulled
+
+    async def _foresee(self, pulled: Pulled, command: Command) -> None:
+        """What the command names is fetched, and what is named by what is read beyond that."""
+        plan = None
+        if await asyncio.to_thread(tells, self._store, pulled.layers):
+            blobs = [b for layer in pulled.layers for b in layer if b.layer in pulled.new]
+            plan = Foreseen(self._store, pulled.layers, command)
+            self.prefetcher.start(pulled.name, blobs, pulled.new, plan)
+        await self.foresights.start(pulled.name, pulled.layers, pulled.new, command, plan)
 
     async def _stop_abandoned(self) -> None:
         while self._jobs:

@@ -1,4 +1,4 @@
-"""What a trace says an image's start will read: brought here before it is read.
+"""What is known that an image's start will read, of a trace or by foresight: brought here before.
 
 It begins when the indexes of an image are here, while it is still being mounted. Of a layer that
 nobody had before nothing can be in the cache, so its pieces are downloaded at once; of the others
@@ -6,7 +6,7 @@ it has to be known first what is missing, which it is when their blob is open. W
 decoded, verified and stored by the blob's `Fill`, as everything is: each byte once, and after what
 a reader waits for.
 
-A trace is a hint. What it gets wrong costs a request; when the network fails it ends, and leaves
+All of it is a hint. What it gets wrong costs a request; when the network fails it ends, and leaves
 the errors to whoever reads.
 """
 
@@ -16,7 +16,7 @@ import asyncio
 import errno
 import itertools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -25,11 +25,8 @@ from pagein.images.ahead import Ahead, Traffic
 from pagein.images.connections import Connections
 from pagein.images.layerblob import LayerBlob, compressed
 from pagein.images.layers.errors import LayerError
-from pagein.images.layers.index import Index
 from pagein.images.store import Store
-from pagein.images.traces.document import Trace
 from pagein.images.traces.plan import Piece
-from pagein.images.traces.wanted import fitting, plan_layer
 
 log = logging.getLogger("pagein.daemon")
 
@@ -42,6 +39,11 @@ BUFFERED: Final = 48 << 20
 
 _TRIES = 2  # of a piece: a fetch that is held back for too long gives way
 _OPENED = 60.0  # seconds until the blob of a layer is opened: its mount has failed otherwise
+
+
+Plan = Callable[[Sequence[LayerBlob]], Iterator[tuple[list[list[Piece]], str]]]
+"""What to fetch of each of these data blobs, the lowest ranks first, and what is to be said of it;
+then what else. Called in a thread; LayerError or ErofsError when an index is damaged."""
 
 
 @dataclass(eq=False)
@@ -102,10 +104,8 @@ class Prefetcher:
         self._layers: dict[bytes, _Layer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(
-        self, name: str, blobs: Iterable[LayerBlob], new: Iterable[str], trace: Trace
-    ) -> None:
-        """Prefetch the data blobs of an image in the order of `trace`; returns at once.
+    def start(self, name: str, blobs: Iterable[LayerBlob], new: Iterable[str], plan: Plan) -> None:
+        """Prefetch the data blobs of an image as `plan` says; returns at once.
 
         `new`: digests of the layers of which nothing can be in the cache.
         """
@@ -115,7 +115,7 @@ class Prefetcher:
             if blob.key() not in self._layers  # another mount of it is under way
         ]
         self._layers |= {layer.key: layer for layer in layers}
-        image = _Image(name, layers, trace, self._store, self._room)
+        image = _Image(name, layers, plan, self._room)
         task = asyncio.get_running_loop().create_task(self._run(image))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -215,33 +215,29 @@ class _Room:
 
 
 class _Image:
-    """One prefetch: the pieces of all layers in the order of the trace."""
+    """One prefetch: the pieces of all layers in their order."""
 
     def __init__(
         self,
         name: str,
         layers: list[_Layer],
-        trace: Trace,
-        store: Store,
+        plan: Plan,
         room: _Room,
     ) -> None:
         self.name = name
         self.layers = layers
-        self._trace = trace
-        self._store = store
+        self._make = plan
         self._room = room
         self._pending: list[_Work] = []
+        self._planned = False
         self._landing = asyncio.Semaphore(LANDINGS)
         self._held: set[_Work] = set()
 
     async def run(self) -> None:
         """Until all of it is in the cache. Raises OSError or LayerError when it is over sooner."""
-        skipped = await asyncio.to_thread(self._plan)
-        size = sum(work.size for work in self._pending)
-        text = "%s: prefetch of %d bytes in %d requests; %d touches of the trace skipped"
-        log.info(text, self.name, size, len(self._pending), skipped)
         try:
             async with asyncio.TaskGroup() as group:
+                group.create_task(self._plan())
                 for _ in range(DOWNLOADS):
                     group.create_task(self._work(group))
         except ExceptionGroup as failed:
@@ -250,24 +246,21 @@ class _Image:
             for work in list(self._held):
                 self._let_go(work)
 
-    def _plan(self) -> int:
-        """Make the pieces; how many touches fit nothing. Waits for the disk."""
-        skipped = 0
-        found: list[_Work] = []
-        diff_ids = []
-        for layer in self.layers:
-            path = self._store.path("indexes", layer.blob.index)
-            with Index(path, root=layer.blob.root) as index:
-                diff_ids.append(index.header.layer.diff_id)
-                pieces, missed = plan_layer(index, self._trace)
-            works = [_Work(layer, piece) for piece in pieces]
-            for one, other in itertools.pairwise(works):
-                if one.piece.end == other.piece.start:
-                    one.after, other.before = other, one
-            found += works
-            skipped += missed
-        self._pending = sorted(found, key=lambda work: work.piece.rank)
-        return skipped + len(self._trace.touches) - fitting(self._trace, diff_ids)
+    async def _plan(self) -> None:
+        """Make the pieces; the first ones are on their way while the next ones are found."""
+        plans = self._make([layer.blob for layer in self.layers])
+        try:
+            while (planned := await asyncio.to_thread(next, plans, None)) is not None:
+                found, note = planned
+                works = [each for works in map(_works, self.layers, found) for each in works]
+                self._pending = sorted(self._pending + works, key=lambda work: work.piece.rank)
+                size = sum(work.size for work in works)
+                text = "%s: prefetch of %d bytes in %d requests; %s"
+                log.info(text, self.name, size, len(works), note)
+                self._room.changed()
+        finally:
+            self._planned = True
+            self._room.changed()
 
     async def _work(self, group: asyncio.TaskGroup) -> None:
         """Download one piece after the other, and have each land."""
@@ -280,7 +273,7 @@ class _Image:
 
     async def _next(self) -> _Work | None:
         """The next piece that is missing, as soon as there is room for it; None at the end."""
-        while self._pending:
+        while self._pending or not self._planned:
             work = next((each for each in self._pending if each.layer.ready), None)
             if work is not None and _is_here(work):
                 self._pending.remove(work)
@@ -324,6 +317,14 @@ class _Image:
             self._room.give(work.size)
             if work.layer.ahead is not None:
                 work.layer.ahead.drop(work.piece.low, work.piece.high)
+
+
+def _works(layer: _Layer, pieces: list[Piece]) -> list[_Work]:
+    works = [_Work(layer, piece) for piece in pieces]
+    for one, other in itertools.pairwise(works):
+        if one.piece.end == other.piece.start:
+            one.after, other.before = other, one
+    return works
 
 
 def _is_here(work: _Work) -> bool:

@@ -10,39 +10,24 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pagein.images.foresight import elf, python
 from pagein.images.foresight.command import Command
 from pagein.images.foresight.modules import FIRST, Modules
+from pagein.images.foresight.places import (
+    ACCOUNTS,
+    CACHE,
+    LARGEST,
+    LIBRARIES,
+    LIBRARY,
+    LOADERS,
+    LOCALE,
+    SCRIPTS,
+)
 from pagein.images.foresight.tree import Place, Tree
 
 log = logging.getLogger("pagein.daemon")
-
-LARGEST: Final = 16 << 20
-"""Bytes of a program: larger ones are not wanted whole."""
-LIBRARY: Final = 6 << 20
-"""The same of a library: of the largest ones little is used."""
-
-_LIBRARIES = (
-    b"/lib/x86_64-linux-gnu",
-    b"/lib/aarch64-linux-gnu",
-    b"/lib64",
-    b"/lib",
-    b"/usr/lib/x86_64-linux-gnu",
-    b"/usr/lib/aarch64-linux-gnu",
-    b"/usr/lib64",
-    b"/usr/lib",
-    b"/usr/local/lib",
-)
-_LOADERS = (b"/lib64/ld-linux-x86-64.so.2", b"/lib/ld-linux-aarch64.so.1")
-"""Of nearly every program: before its own header says so."""
-_CACHE = b"/etc/ld.so.cache"
-_ACCOUNTS = (b"/etc/passwd", b"/etc/group")  # the container's user is looked up there
-_LOCALE = (
-    b"/usr/lib/locale/C.utf8/LC_CTYPE",
-    b"/usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache",
-)
 
 _FIRST, _MODULES, _LAST = 0, LARGEST + 1, LARGEST + 2
 """Ranks: what says what else is wanted; then programs, by their size; then modules that are looked
@@ -50,7 +35,6 @@ into, and those that are not. They come in the order in which they are read, mor
 that is always busy is late with what comes too soon."""
 _DEPTH = 2
 """How far what a command names is followed before it is read."""
-_SCRIPTS = 4  # that run one another (BINPRM_MAX_RECURSION of the kernel)
 _LEAST = 64  # bytes of a file that is looked into
 _MODULE = 256 << 10  # bytes of a module that are looked at
 _MOST = 4096  # files that are looked at
@@ -82,6 +66,7 @@ class Foresight:
         self._sources = sources
         self._tree: Tree | None = None
         self._modules: Modules | None = None
+        self._interpreter = b""
         self._seen: set[tuple[int, int]] = set()
         self._wanted: set[tuple[Place, bool]] = set()
         self._programs: set[Place] = set()
@@ -91,6 +76,14 @@ class Foresight:
     def begin(self, command: Command) -> None:
         """Look into what a command names."""
         self._own(self._command(command))
+
+    def known(self, program: bytes, seen: set[tuple[int, int]]) -> None:
+        """All of that is known: what `seen` names, layers and where files begin, and this program.
+
+        What is left is what somebody reads that is not among that.
+        """
+        self._interpreter = program
+        self._seen |= seen
 
     def touched(self, layer: int, start: int, end: int) -> None:
         """Somebody waits for that range of a layer's data blob."""
@@ -114,15 +107,15 @@ class Foresight:
                 break
         else:
             return
-        for also in (*_ACCOUNTS, _CACHE, *command.files()):
+        for also in (*ACCOUNTS, CACHE, *command.files()):
             await self._also(also)
-        for loader in _LOADERS:
+        for loader in LOADERS:
             await self._library([loader], _FIRST)
         script = command.script(path, await self._read(place, 0, 256))
         if script is None:
             self._own(self._program(place, _FIRST, LARGEST))
             await self._python(command, real)
-        elif scripts < _SCRIPTS:
+        elif scripts < SCRIPTS:
             await self._want(place, _FIRST)
             await self._command(script, scripts + 1)
 
@@ -140,7 +133,7 @@ class Foresight:
         if found.loader:
             await self._library([found.loader], rank)
         for name in found.libraries:
-            beside = [directory + b"/" + name for directory in _LIBRARIES]
+            beside = [directory + b"/" + name for directory in LIBRARIES]
             await self._library([name] if b"/" in name else beside, rank)
 
     async def _library(self, paths: list[bytes], rank: int) -> None:
@@ -176,7 +169,7 @@ class Foresight:
             self._modules = await self._ask(lambda tree: Modules(tree, program))
         except ValueError:
             return
-        for path in _LOCALE:
+        for path in LOCALE:
             await self._also(path)
         names = (*FIRST, command.after(b"-m"), *python.of_script(command.after(b"-c")))
         await self._imports(b"", tuple(filter(None, names)), _DEPTH)
@@ -194,7 +187,7 @@ class Foresight:
         found = await self._ask(
             lambda _: [each for name in names for each in modules.find(name, directory)]
         )
-        for place, native in dict.fromkeys(found):
+        for place, native in dict.fromkeys((each.place, each.native) for each in found):
             if native:
                 self._own(self._program(place, _LAST, LIBRARY))
             elif (place, False) not in self._wanted:
@@ -220,7 +213,11 @@ class Foresight:
         head = await self._read(place, 0, len(elf.MAGIC))
         if head == elf.MAGIC:
             await self._program(place, _FIRST, LIBRARY)
-        elif python.is_compiled(head) and self._modules is not None:
+            return
+        if self._modules is None and self._interpreter:
+            program, self._interpreter = self._interpreter, b""
+            self._modules = await self._ask(lambda tree: Modules(tree, program))
+        if python.is_compiled(head) and self._modules is not None:
             data = await self._read(place, 0, _MODULE)
             await self._imports(*await asyncio.to_thread(python.of_compiled, data), depth)
 

@@ -12,6 +12,7 @@ from pagein.erofs.reader import Image
 from pagein.erofs.superblock import Read
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.index import Index
+from pagein.images.layers.names import Named
 
 
 class Place(NamedTuple):
@@ -31,6 +32,7 @@ class Tree:
     def __init__(self, indexes: Sequence[Index]) -> None:
         images = [Image(index.metadata, _no_data(index)) for index in indexes]
         implied = [frozenset(index.implied()) for index in indexes]
+        self._indexes = indexes
         self._merged = MergedImage(images, implied)
         self._names: dict[bytes, dict[bytes, Inode]] = {}
 
@@ -66,7 +68,17 @@ class Tree:
             end = extent.position + extent.length
         return None if start is None or end is None else Place(inode.shown[0], start, end - start)
 
+    def named(self, place: Place) -> Named | None:
+        """What a file names, if its layer's index says."""
+        return self._indexes[place.layer].names(place.start)
+
     def _look_up(self, path: bytes) -> Inode | None:
+        parent, _, name = path.rpartition(b"/")
+        listed = self._names.get(parent) if name else None
+        if listed is not None:
+            found = listed.get(name)
+            if found is None or not stat.S_ISLNK(found.mode):
+                return found
         try:
             return self._merged.lookup(path, follow=True)
         except OSError:

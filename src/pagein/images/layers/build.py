@@ -13,15 +13,16 @@ from collections.abc import AsyncIterable, Callable, Iterator
 from typing import BinaryIO, NamedTuple, TypeVar
 
 from pagein.erofs import writer
-from pagein.erofs.tree import Device
-from pagein.images.layers import blob, indexwriter
-from pagein.images.layers.entry import Limits
+from pagein.erofs.tree import Device, Extent
+from pagein.images.layers import blob, indexwriter, names
+from pagein.images.layers.entry import Entry, Limits
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression, Header, Layer
 from pagein.images.layers.gzip import GzipUnpacker
 from pagein.images.layers.magic import HEAD, compression_of
 from pagein.images.layers.point import INTERVAL, KEPT, Output
 from pagein.images.layers.pointlist import PointList
+from pagein.images.layers.scan import Scanner
 from pagein.images.layers.tar import TarParser
 from pagein.images.layers.tree import Tree, TreeBuilder
 from pagein.images.layers.worker import Worker, switching
@@ -68,8 +69,8 @@ class IndexBuilder:
         self._compression = Compression.NONE
         self._points = PointList()
         self._blob = blob.BlobBuilder(sink)
-        self._tree = TreeBuilder(self._blob.place, limits)
-        self._parser = TarParser(_Members(self._tree, self._blob), limits)
+        self._members = _Members(self._blob, limits)
+        self._parser = TarParser(self._members, limits)
         self._parsing = Worker("tar", self._parser.feed, KEPT)
         self._packed = _Digest(layer.digest)
         self._tar = _Digest(layer.diff_id or "sha256:")
@@ -145,7 +146,7 @@ class IndexBuilder:
         return self._write(out, layer._replace(diff_id=diff_id))
 
     def _write(self, out: BinaryIO, layer: Layer) -> Built:
-        tree = self._tree.finish()
+        tree = self._members.tree.finish()
         size = self._blob.size
         header = Header(layer, self._compression, 0, self.tar_size, size, 0, blob.CHUNK)
         header = indexwriter.write(
@@ -156,6 +157,7 @@ class IndexBuilder:
             points=self._points.blocks(layer.size),
             digests=self._blob.digests,
             implied=tree.implied,
+            names=names.blocks(self._members.scanner.found),
         )
         out.seek(0)
         digest = f"sha256:{hashlib.file_digest(out, 'sha256').hexdigest()}"  # type: ignore[arg-type]
@@ -215,11 +217,25 @@ class _Plain:
 
 
 class _Members:
-    """The parser's visitor: entries to the tree, data to the blob."""
+    """The parser's visitor: entries to the tree, data to the blob, and what it names is noted."""
 
-    def __init__(self, tree: TreeBuilder, data: blob.BlobBuilder) -> None:
-        self.data = data.data
-        self.entry = tree.add
+    def __init__(self, data: blob.BlobBuilder, limits: Limits) -> None:
+        self.scanner = Scanner()
+        self.tree = TreeBuilder(self._place, limits)
+        self.entry = self.tree.add
+        self._blob = data
+
+    def data(self, position: int, view: memoryview) -> None:
+        self._blob.data(position, view)
+        if self.scanner.wants(position, view):
+            self.scanner.take(position, view)
+
+    def _place(self, entry: Entry) -> tuple[Extent, ...]:
+        start = self._blob.size
+        extents = self._blob.place(entry)
+        if len(extents) == 1:
+            self.scanner.file(entry, start)
+        return extents
 
 
 class _Digest(Worker[memoryview]):

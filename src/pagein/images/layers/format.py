@@ -16,9 +16,10 @@ from typing import NamedTuple
 MAGIC = b"pageinLX"
 FILE_MAGIC = b"pageinSK"
 """Of the index of a file that is no layer (docs/seekable.md)."""
-VERSION = 2
-READ = (1, 2)
-"""Versions that are read. In the first one all points of zstd layers are where frames begin."""
+VERSION = 3
+READ = (1, 2, 3)
+"""Versions that are read. In the first one all points of zstd layers are where frames begin.
+The third one has the section NAMES; an index without it is written as the second."""
 DIGEST = 32  # bytes of a SHA-256
 
 FIXED = struct.Struct("<8sIIQQQQQIIII")
@@ -54,6 +55,8 @@ class Kind(IntEnum):
     """SHA-256 of each chunk of the data blob. Key: number of the first one."""
     IMPLIED = 5
     """Paths of directories that the archive left out, each ended by a NUL. Key: offset."""
+    NAMES = 6
+    """What programs and modules name (`names`). Key: blob offset of the first one."""
 
 
 class Block(NamedTuple):

@@ -18,11 +18,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from pagein.images.layers import chunks
+from pagein.images.layers import chunks, names
 from pagein.images.layers import format as layout
 from pagein.images.layers.chunks import Chunk
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression, Header, Kind, Layer, Table
+from pagein.images.layers.names import Block as Names
+from pagein.images.layers.names import Named
 from pagein.images.layers.point import Point
 
 _KEPT = 16  # unpacked blocks of a section
@@ -77,6 +79,7 @@ class Index:
         self.path = os.fspath(path)
         self._unpacked: dict[int, _Extents] = {}
         self._bits: dict[int, int] = {}
+        self._named: dict[int, Names] = {}
         with open(self.path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < layout.FIXED.size:
@@ -217,6 +220,26 @@ class Index:
         section = self._sections[Kind.IMPLIED]
         return b"".join(map(section.block, range(section.count))).split(b"\0")[:-1]
 
+    @property
+    def has_names(self) -> bool:
+        """Whether it says what programs and modules name."""
+        return Kind.NAMES in self._sections
+
+    def names(self, start: int) -> Named | None:
+        """What the file whose data begins at `start` names, if anything."""
+        section = self._sections.get(Kind.NAMES)
+        number = -1 if section is None else section.find(start)
+        if section is None or number < 0:
+            return None
+        block = self._named.get(number)
+        if block is None:
+            try:
+                block = names.unpack(section.key(number), section.block(number))
+            except ValueError as error:
+                raise self._error(f"names, block {number}", str(error)) from None
+            self._named[number] = block
+        return block.find(start)
+
     def verify(self) -> None:
         """Read and verify every block; LayerError names the first that is damaged."""
         for section in self._sections.values():
@@ -236,6 +259,7 @@ class Index:
             raise LayerError(f"{self.path}: not an index of a {kind}")
         if version not in layout.READ:
             raise LayerError(f"{self.path}: index version {version}: {layout.VERSION} is known")
+        self._version = version
         if not layout.FIXED.size < size <= min(len(self._map), 1 << 20):
             raise self._error("the header", "impossible size")
         packed = self._map[: size - layout.DIGEST]
@@ -252,7 +276,8 @@ class Index:
     def _check_layout(self, tables: list[Table]) -> None:
         """What nothing may be read without."""
         header = self.header
-        if [table.kind for table in tables] != list(Kind):
+        kinds = list(Kind)[: 6 if self._version > 2 else 5]
+        if [table.kind for table in tables] != kinds:
             raise self._error("the header", "not the sections of this version")
         if header.chunk != _power_of_two(header.chunk) or not 4096 <= header.chunk <= 1 << 24:
             raise self._error("the header", f"chunks of {header.chunk} bytes")

@@ -25,23 +25,26 @@ def write(
     points: Iterable[Block],
     digests: bytes | bytearray,
     implied: Sequence[bytes],
+    names: Iterable[tuple[int, bytes]] | None = None,
     magic: bytes = layout.MAGIC,
 ) -> Header:
     """Write the index to `out`, which is empty and can seek; the header as it is then.
 
     `extents` are the columns of `BlobBuilder`, `metadata` the image in pieces of any size. They
     are packed in a thread while they are made. The sizes in `header` are those given, but for the
-    metadata's and the file's own.
+    metadata's and the file's own. `names` are blocks of that section; None: there is none.
     """
-    blank = _pack_header(magic, header, [Table(kind, 0, 0, b"") for kind in Kind])
-    names = b"".join(path + b"\0" for path in implied)
-    writer = _Writer(out, len(blank))
+    kinds = [kind for kind in Kind if kind is not Kind.NAMES or names is not None]
+    blank = _pack_header(magic, header, [Table(kind, 0, 0, b"") for kind in kinds])
+    paths = b"".join(path + b"\0" for path in implied)
+    writer = _Writer(out, len(blank), kinds)
     try:
         metadata_size = writer.pack(Kind.METADATA, _blocks(metadata))
         writer.pack(Kind.EXTENTS, _extents(*extents))
         writer.store(Kind.POINTS, points)
         writer.store(Kind.CHUNKS, _as_they_are(_cut(bytes(digests), layout.DIGEST)))
-        writer.pack(Kind.IMPLIED, _cut(names, 1))
+        writer.pack(Kind.IMPLIED, _cut(paths, 1))
+        writer.pack(Kind.NAMES, names or ())
         tables = writer.finish()
     finally:
         writer.close()
@@ -55,11 +58,11 @@ def write(
 class _Writer:
     """Writes blocks in the order in which they are given; its thread packs and hashes them."""
 
-    def __init__(self, out: BinaryIO, header_size: int) -> None:
+    def __init__(self, out: BinaryIO, header_size: int, kinds: Sequence[Kind]) -> None:
         self.at = header_size
         """Offset of what comes next; right once `finish` has returned."""
         self._out = out
-        self._tables = {kind: bytearray() for kind in Kind}
+        self._tables = {kind: bytearray() for kind in kinds}
         self._worker = Worker("index", self._one, _BEHIND)
         out.seek(header_size)
 
@@ -117,7 +120,7 @@ def _pack_header(magic: bytes, header: Header, tables: Sequence[Table]) -> bytes
     parts = [
         layout.FIXED.pack(
             magic,
-            layout.VERSION,
+            layout.VERSION if len(tables) == len(Kind) else layout.VERSION - 1,
             size,
             header.file_size,
             layer.size,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final
 
+from pagein.images.layers.enough import enough
 from pagein.images.layers.format import Compression
 from pagein.images.layers.index import Index
 from pagein.images.layers.tarbytes import WHOLE
@@ -49,14 +50,15 @@ class Piece:
     end: int
 
 
-def plan(index: Index, wanted: Iterable[Want]) -> list[Piece]:
+def plan(index: Index, wanted: Iterable[Want], taken: set[int] | None = None) -> list[Piece]:
     """The pieces for `wanted`, in order. LayerError when the index is damaged; may wait for disk.
 
     Spans too large to be decoded at once are left out: they are read from their beginning anyway.
+    So are those whose numbers are in `taken`; numbers of those that are not are added to it.
     """
     spans = _Spans(index, sorted(wanted, key=attrgetter("rank")))
     pieces: list[Piece] = []
-    for run in spans.runs():
+    for run in spans.runs(set() if taken is None else taken):
         pieces += spans.cut(run)
     # Stable: pieces of a run have the rank of the run, and stay in their order.
     return sorted(pieces, key=attrgetter("rank"))
@@ -69,6 +71,8 @@ class _Span:
     rank: int
     start: int
     end: int
+    until: int = 0
+    """Up to where in the tar it is wanted."""
     low: int = 0
     high: int = 0
 
@@ -101,47 +105,60 @@ class _Spans:
         chunk = self._index.header.chunk
         for at in range(start, end, chunk):
             upto = min(at + chunk, end)
-            for number in self._made_of(at, upto):
+            numbers, until = self._made_of(at, upto)
+            for number in numbers:
                 span = self._found.setdefault(number, _Span(rank, at, upto))
                 span.start, span.end = min(span.start, at), max(span.end, upto)
+                span.until = max(span.until, until)
 
-    def _made_of(self, start: int, end: int) -> Iterable[int]:
+    def _made_of(self, start: int, end: int) -> tuple[Iterable[int], int]:
         at = max(0, bisect_right(self._offsets, start) - 1)
         first = last = -1
+        until = 0
         while at < len(self._pieces) and self._pieces[at].offset < end:
             piece = self._pieces[at]
             low, high = max(start, piece.offset), min(end, piece.offset + piece.length)
             if low < high:
                 position = piece.position + low - piece.offset
                 first = self._number(position) if first < 0 else first
-                last = self._number(position + high - low - 1)
+                until = position + high - low
+                last = self._number(until - 1)
             at += 1
-        return range(first, last + 1) if first >= 0 else ()
+        return (range(first, last + 1) if first >= 0 else ()), until
 
     def _number(self, position: int) -> int:
         return position // _UNPACKED if self._plain else self._index.point_before(position)
 
-    def _packed(self, number: int) -> tuple[int, int] | None:
-        """Where a span lies in the compressed layer; None if it is too large for us."""
+    def _packed(self, number: int, until: int) -> tuple[int, int] | None:
+        """Where a span lies in the compressed layer, as far as it is wanted, up to `until`.
+
+        None if it is too large for us.
+        """
         if self._plain:
             return number * _UNPACKED, min((number + 1) * _UNPACKED, self._index.header.layer.size)
         if self._index.point_out(number + 1) - self._index.point_out(number) > WHOLE:
             return None
         place = self._index.place(number)
-        return place.start, place.end
+        if self._index.header.compression is not Compression.ZSTD:
+            return place.start, place.end
+        return place.start, enough(place, min(until - place.out, place.size), place.start, 0)
 
-    def runs(self) -> list[list[_Span]]:
+    def runs(self, taken: set[int]) -> list[list[_Span]]:
         """Neighbours, with what little lies between."""
         runs: list[list[_Span]] = []
-        for number in sorted(self._found):
+        before = -1
+        for number in sorted(self._found.keys() - taken):
+            between, before = range(before + 1, number), number
             span = self._found[number]
-            if (packed := self._packed(number)) is None:
+            if (packed := self._packed(number, span.until)) is None:
                 continue
             span.low, span.high = packed
-            if runs and span.low <= runs[-1][-1].high + GAP:
+            apart = not runs or span.low > runs[-1][-1].high + GAP
+            if not apart and taken.isdisjoint(between):
                 runs[-1].append(span)
             else:
                 runs.append([span])
+        taken.update(self._found)
         return runs
 
     def cut(self, run: list[_Span]) -> list[Piece]:
