@@ -150,8 +150,12 @@ def test_all_that_is_named_is_asked_for_before_anything_was_read(
 
     async def main() -> None:
         async with published(named, tmp_path) as (registry, half):
+            held = asyncio.Event()
+            registry.gate = lambda _digest, _start: held
             answer = await half.bring(run=RUN)
+            await until(lambda: all(asked(registry, named, name) for name in wanted))
             assert not half.device.files, "it is not mounted yet"
+            held.set()
             await half.open(answer)
             await half.idle()
             for name in wanted:

@@ -73,6 +73,12 @@ class Tree:
         return self._indexes[place.layer].names(place.start)
 
     def _look_up(self, path: bytes) -> Inode | None:
+        parent, _, name = path.rpartition(b"/")
+        listed = self._names.get(parent) if name else None
+        if listed is not None:
+            found = listed.get(name)
+            if found is None or not stat.S_ISLNK(found.mode):
+                return found
         try:
             return self._merged.lookup(path, follow=True)
         except OSError:

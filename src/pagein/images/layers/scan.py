@@ -62,13 +62,16 @@ class Scanner:
         """Look at data of the file. What is found does not depend on how it is cut."""
         self._next = position + len(view)
         if not self._begun:
-            self._begun, self._elf, self._source = True, None, bytearray()
-            if bytes(view[: len(elf.MAGIC)]) == elf.MAGIC:
-                self._elf = _Program(self._size)
-            elif len(view) == self._size:
-                self._script(bytes(view[:_SOURCE]))
+            self._begun, self._source = True, bytearray()
+            is_elf = bytes(view[: len(elf.MAGIC)]) == elf.MAGIC
+            if len(view) == self._size <= _START:  # as nearly all are
                 self._next = -1
+                if is_elf:
+                    self._program(lambda offset, length: bytes(view[offset : offset + length]))
+                else:
+                    self._script(bytes(view[:_SOURCE]))
                 return
+            self._elf = _Program(self._size) if is_elf else None
         if self._elf is not None:
             self._elf.take(view)
         else:
@@ -91,13 +94,13 @@ class Scanner:
     def _end(self) -> None:
         self._next = -1
         if self._elf is not None:
-            self._program(self._elf)
+            self._program(self._elf.read)
         elif self._is_of_use(bytes(self._source[: len(elf.MAGIC)])):
             self._script(bytes(self._source))
 
-    def _program(self, program: _Program) -> None:
-        loader, libraries, directories, loaded = elf.names(program.read)
-        if program.size <= LARGE:
+    def _program(self, read: elf.Read) -> None:
+        loader, libraries, directories, loaded = elf.names(read)
+        if self._size <= LARGE:
             loaded = ()
         if loader or libraries or loaded:
             named = Named(PROGRAM, loader, libraries, directories, loaded)
