@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.seekable.files import CONTENT, KINDS, SIZE
 
-from pagein.cli.main import app_of
+from pagein.cli.app import app_of
 from pagein.testing.webserver import WebServer, serve_in_thread
 
 
