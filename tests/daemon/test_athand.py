@@ -24,7 +24,7 @@ from tests.daemon.helpers import (
     settle,
 )
 
-from pagein.daemon.athand import AtHand
+from pagein.daemon.athand import LITTLE, AtHand
 from pagein.daemon.device import AnonFd, Served
 from pagein.daemon.objects import Blob, ObjectTable
 from pagein.daemon.poller import Poller
@@ -190,8 +190,8 @@ class Rig:
     """An open object over `Near`, and its shortcut."""
 
     def serve(self, message: Read) -> bool:
-        """As the thread asks."""
-        return self.at_hand.serve(message) is not None
+        """As the thread asks: at once, and again when it knows that nothing else came."""
+        return any(self.at_hand.serve(message, alone=a) is not None for a in (False, True))
 
     def __init__(self, size: int = SIZE) -> None:
         self.origin, self.cache, self.anon = Near(content(size)), Cache(size), Anon()
@@ -319,7 +319,7 @@ def test_the_loop_hears_of_many_reads_before_they_end() -> None:
 
 
 class Noted:
-    """A shortcut that takes READs by their ids, and notes what happens."""
+    """A shortcut that takes READs by their ids, some only if alone, and notes what happens."""
 
     due = False
 
@@ -335,11 +335,11 @@ class Noted:
         self.reported.clear()
         await self.reported.wait()
 
-    def serve(self, message: Read) -> bytes | None:
+    def serve(self, message: Read, *, alone: bool) -> bytes | None:
         assert threading.current_thread() is not threading.main_thread()
-        self.calls.append(f"serve {message.msg_id}")
+        self.calls.append(f"{'alone' if alone else 'serve'} {message.msg_id}")
         self._unreported = True
-        taken = message.msg_id % 4 == 0
+        taken = message.msg_id % 4 == (2 if alone else 0)
         return self.coming.pop(message.msg_id, b"") if taken else None
 
     def report(self) -> None:
@@ -364,30 +364,35 @@ async def asking() -> AsyncIterator[tuple[socket.socket, Poller, Noted]]:
             await poller.close()
 
 
-def test_a_read_larger_than_a_buffer_is_for_the_loop() -> None:
+def test_a_larger_read_takes_the_shortcut_only_if_it_comes_alone() -> None:
     async def main() -> None:
         rig = Rig()
         await settle()
-        assert rig.serve(Read(1, 1, MIB, MIB))
-        assert not rig.serve(Read(2, 1, 3 * MIB - PAGE, MIB + PAGE))
-        assert [number for _, _, number in rig.anon.served] == [1]
+        large, little = Read(1, 1, MIB, LITTLE + PAGE), Read(2, 1, 0, LITTLE)
+        assert rig.at_hand.serve(large, alone=False) is None
+        assert rig.at_hand.serve(large, alone=True) == b""
+        assert rig.at_hand.serve(little, alone=False) == b""
+        assert [number for _, _, number in rig.anon.served] == [1, 2]
 
     run(main())
 
 
-def test_the_thread_serves_what_it_can_and_the_loop_hears_of_it_in_time() -> None:
+def test_the_thread_asks_before_and_after_it_looks_for_others() -> None:
     async def main() -> None:
         async with asyncio.timeout(20.0), asking() as (kernel, poller, noted):
             both: list[Message] = [Read(2, 1, 0, PAGE), Close(3, 1)]
             for each in both:  # they are there before anybody reads
                 kernel.send(each.encode())
             assert [await poller.next() for _ in both] == both
-            assert noted.calls == ["serve 2", "report"]
+            assert noted.calls == ["serve 2", "report"]  # not alone
             kernel.send(Read(4, 1, 0, PAGE).encode())
             await noted.again()  # nothing else comes: the loop hears of it all the same
+            kernel.send(Read(6, 1, 0, PAGE).encode())
+            await noted.again()
             kernel.send(Read(5, 1, 0, PAGE).encode())
             assert await poller.next() == Read(5, 1, 0, PAGE)
-            assert noted.calls[2:] == ["serve 4", "report", "serve 5", "report"]
+            expected = ["serve 4", "report", "serve 6", "alone 6", "report"]
+            assert noted.calls[2:] == [*expected, "serve 5", "alone 5", "report"]
             kernel.send(Close(6, 1).encode())
             assert await poller.next() == Close(6, 1)
 
@@ -409,9 +414,10 @@ def test_what_comes_with_a_served_read_is_next() -> None:
     async def main() -> None:
         async with asyncio.timeout(20.0), asking() as (kernel, poller, noted):
             last = Close(3, 1)
-            noted.coming = {4: Read(8, 1, 0, PAGE).encode(), 8: last.encode()}
+            noted.coming = {4: Read(8, 1, 0, PAGE).encode(), 8: Read(6, 1, 0, PAGE).encode()}
+            noted.coming[6] = last.encode()  # of one that was served because it came alone
             kernel.send(Read(4, 1, 0, PAGE).encode())
             assert await poller.next() == last
-            assert noted.calls == ["serve 4", "serve 8", "report"]
+            assert noted.calls == ["serve 4", "serve 8", "serve 6", "alone 6", "report"]
 
     asyncio.run(main())

@@ -4,12 +4,15 @@ A READ of a local file that is in the page cache is two copies and three system 
 through the event loop it would change threads five times, which costs several times as much. So
 the thread does all of it, under these conditions:
 
-* The READ is not larger than a buffer. Whether others wait behind it, above all OPEN and CLOSE, is
-  not asked: that is a system call more, and what they wait for is two copies of 1 MiB.
+* The READ is little, or came alone. Others, and above all OPEN and CLOSE, would wait behind it, and
+  several large ones are a stream, whatever their order: served here one by one, it has half the
+  rate (`bench/local.py`). To see whether there are others costs one more question of the device,
+  which a little READ is not to wait for.
 * The origin has the bytes without waiting (`Origin.at_hand`); a source that is slow, or a disk that
   has to be asked, is work for the loop. What is written goes to the disk, or the kernel half, that
   the next message comes from: if it hangs, there is none.
 * Nothing of the range is here or on its way (`Fill.take`), and no other process shares the cache.
+
 * It does not begin where the last one ended. Of a stream the loop fetches more than was asked for,
   and most of its READs never come. Around a random READ nothing is fetched here: what that hides is
   the time that an origin takes.
@@ -22,6 +25,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from typing import Final
 
 from pagein.daemon.buffers import BUFFER_SIZE, Buffer
 from pagein.daemon.fill import Fill
@@ -29,6 +33,10 @@ from pagein.daemon.objects import Blob, ObjectTable
 from pagein.protocol.messages import Read
 
 log = logging.getLogger("pagein.daemon")
+
+
+LITTLE: Final = 32 << 10
+"""Bytes of the largest READ that others may wait behind."""
 
 _UNREPORTED = 64  # READs, after which the loop hears of them also in the middle of many
 
@@ -47,8 +55,10 @@ class AtHand:
         """Whether there is much to report."""
         return len(self._served) >= _UNREPORTED
 
-    def serve(self, message: Read) -> bytes | None:
+    def serve(self, message: Read, *, alone: bool) -> bytes | None:
         """Complete `message` if its bytes are at hand."""
+        if alone is (message.len <= LITTLE):
+            return None
         blob = self._objects.blob(message.object_id)
         if blob is None or not blob.simple:
             return None

@@ -97,10 +97,12 @@ class Shortcut(Protocol):
     def due(self) -> bool:
         """Whether the loop should hear of what was served; else it may wait until it is quiet."""
 
-    def serve(self, message: Read) -> bytes | None:
+    def serve(self, message: Read, *, alone: bool) -> bytes | None:
         """Complete `message` now, in the calling thread; None leaves it to the loop.
 
         Returns the device's next message if that came with it, else b"".
+
+        Asked twice: before it is known whether other requests wait, and when none do (`alone`).
         """
 
     def report(self) -> None:

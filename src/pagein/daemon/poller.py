@@ -158,21 +158,23 @@ class Poller:
                 continue
             if len(messages) > 1:
                 continue
-            if (served := self._served(messages[0])) is not None:
+            if (served := self._served(messages[0], alone=False)) is not None:
                 self._empty = 0
                 return served  # what else there is, poll tells
         self._empty = 0 if messages else self._empty + 1
         if self._empty > 16:
             time.sleep(0.01)  # ready again and again without a request: do not burn a processor
+        if len(messages) == 1 and (served := self._served(messages[0], alone=True)) is not None:
+            return served
         if messages:
             self._tell(messages, None)
         return b""
 
-    def _served(self, message: Message) -> bytes | None:
+    def _served(self, message: Message, *, alone: bool) -> bytes | None:
         """None, or the shortcut took a READ, and this is the next message, if any came with it."""
         if self.shortcut is None or not isinstance(message, Read):
             return None
-        coming = self.shortcut.serve(message)
+        coming = self.shortcut.serve(message, alone=alone)
         if coming is not None:
             self._unreported = True
             if self.shortcut.due:
