@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.harness import Image, make_image, mkfs
-from tests.realkernel.rig import Daemon, Served, daemon_in, device_is_free
+from tests.realkernel.rig import LINUX_6_1, Daemon, Served, daemon_in, device_is_free
 
 from pagein.testing.webserver import WebServer, serve_in_thread
 
@@ -51,6 +51,12 @@ def small(image_dir: Path) -> Image:
 def packed(image: Image) -> Path:
     """The same tree, compressed."""
     return mkfs(image.tree.parent / "packed.erofs", image.tree, "-zlz4")
+
+
+@pytest.fixture(scope="session")
+def readable(image: Image, packed: Path) -> Path:
+    """`packed`, if this kernel reads it; else the same in one file, as it is."""
+    return image.single if LINUX_6_1 else packed
 
 
 @pytest.fixture(scope="session")

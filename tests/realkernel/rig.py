@@ -15,6 +15,9 @@ from pagein.control import ControlError, ask
 
 DEVICE = Path("/dev/cachefiles")
 INJECTION = Path("/proc/sys/cachefiles/error_injection")
+LINUX_6_1 = os.uname().release.startswith("6.1.")
+"""Its EROFS reads no compressed file through fscache (facts 13), and no image but from a device;
+its tmpfs keeps no user extended attributes."""
 KEEPER, DEPUTY, USER_HALF = "pagein.keeper", "pagein.kernelhalf.linux", "pagein.daemon"
 
 

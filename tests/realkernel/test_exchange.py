@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.devices import OwnDaemon, daemon_on, device_of
 from tests.e2e.harness import Image, Pagein, pagein_in, serve, sums, wait_for
-from tests.realkernel.rig import DEVICE, Daemon, daemon_in, device_is_free, drop_caches
+from tests.realkernel.rig import DEVICE, LINUX_6_1, Daemon, daemon_in, device_is_free, drop_caches
 
 from pagein.cachefiles.namei import object_name
 from pagein.mounts import syscalls
@@ -133,5 +133,7 @@ def test_keys_of_all_kinds_are_found_by_the_other_kernel_without_one_read(
                 daemon.expect(f"CLOSE {key}")
             reads = [line for line in daemon.seen if line.startswith("READ")]
             opens = [line for line in daemon.seen if line.startswith("OPEN")]
+            if LINUX_6_1:  # of what is complete, its loop device opens the file once more
+                opens = list(dict.fromkeys(opens))
             assert opens == [f"OPEN {key}" for key in KEYS.values()]
             assert bool(reads) == (number == 0), reads

@@ -210,10 +210,10 @@ def serves(place: Served, readers: list[subprocess.Popen[str]]) -> bool:
 
 
 def kill_under_readers(
-    place: Served, server: WebServer, image: Image, packed: Path, draw: random.Random, name: str
+    place: Served, server: WebServer, image: Image, readable: Path, draw: random.Random, name: str
 ) -> int:
     """Two new mounts, four readers, `KILLS` kills; returns how many met a reader."""
-    files = {"meta": image.meta, "blob": image.blob, "packed": packed}
+    files = {"meta": image.meta, "blob": image.blob, "readable": readable}
     sources = serve(server, **{f"{name}-{key}": path for key, path in files.items()})
     targets = [place.dir("a"), place.dir("b")]
     server.rate = None
@@ -252,22 +252,22 @@ def kill_under_readers(
 
 
 def test_kills_at_random_moments_cost_no_byte_and_no_reader(
-    image: Image, packed: Path, place: Served, server: WebServer
+    image: Image, readable: Path, place: Served, server: WebServer
 ) -> None:
     seed = int.from_bytes(os.urandom(4), "little")
     print(f"seed {seed}")
-    busy = kill_under_readers(place, server, image, packed, random.Random(seed), "once")
+    busy = kill_under_readers(place, server, image, readable, random.Random(seed), "once")
     assert busy >= KILLS // 2
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_many_kills_at_random_moments_cost_no_byte_and_no_reader(
-    image: Image, packed: Path, place: Served, server: WebServer
+    image: Image, readable: Path, place: Served, server: WebServer
 ) -> None:
     seed = int.from_bytes(os.urandom(4), "little")
     print(f"seed {seed}")
     draw, busy = random.Random(seed), 0
     for number in range(ROUNDS):
-        busy += kill_under_readers(place, server, image, packed, draw, f"round-{number}")
+        busy += kill_under_readers(place, server, image, readable, draw, f"round-{number}")
     assert busy >= ROUNDS * KILLS // 2

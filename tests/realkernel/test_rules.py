@@ -16,6 +16,7 @@ from tests.e2e.harness import DEADLINE, Image, listing, once_it_works, serve, su
 from tests.realkernel.rig import (
     DEVICE,
     INJECTION,
+    LINUX_6_1,
     USER_HALF,
     Daemon,
     device_is_free,
@@ -206,6 +207,8 @@ def test_unmounting_and_stopping_at_once_loses_nothing(image: Image, served: Dae
 
 
 def test_a_cache_where_the_kernel_keeps_none_is_refused_in_one_line(served: Daemon) -> None:
+    if LINUX_6_1:
+        pytest.skip("tmpfs of Linux 6.1 keeps no user extended attributes, which is said first")
     served.stop()
     done = served.run("daemon", "--device", DEVICE, "--cache", "/tmp/no-cache")
     assert done.returncode == 1
