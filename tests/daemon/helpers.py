@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pagein.daemon.fetch import Then
 from pagein.daemon.fill import Fill
-from pagein.origins.base import Origin, OriginError
+from pagein.origins.base import Around, Origin, OriginError
 from pagein.protocol.messages import PAGE_SIZE
 from pagein.rangeset import RangeSet
 
@@ -135,12 +135,13 @@ class FakeOrigin(Origin):
     async def size(self) -> int:
         return len(self.data)
 
-    async def around(self, start: int, end: int) -> tuple[int, int]:
+    async def around(self, start: int, end: int) -> Around:
         if self.unit == 1:
-            return start, end
+            return Around(start, end)
         await asyncio.sleep(0)
         last = -(-len(self.data) // PAGE_SIZE) * PAGE_SIZE
-        return start // self.unit * self.unit, min(-(-end // self.unit) * self.unit, last)
+        first = start // self.unit * self.unit
+        return Around(first, min(-(-end // self.unit) * self.unit, last))
 
     def prepare(self) -> None:
         self.prepared.append(len(self.running))

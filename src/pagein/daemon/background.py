@@ -123,7 +123,7 @@ class Background:
                 await self._turn(work, size)
                 if work not in self._works or (gap := fill.missing(gap[0])) is None:
                     continue
-                start, end = await fill.origin.around(gap[0], min(gap[1], gap[0] + size))
+                start, end, _ = await fill.origin.around(gap[0], min(gap[1], gap[0] + size))
                 at = max(end, gap[0] + size)
                 task = asyncio.create_task(fill.background(start, end - start))
                 self._requests[task] = end - start

@@ -122,8 +122,10 @@ class Fill:
         read = Waiting(start, end, then, now)
         self._add(read)
         try:
+            if around.in_order:
+                self._launch(around.start, around.end)
             self._start_plan(start, end - start, now)
-            self._launch(*around, Kind.AHEAD, along=True)
+            self._launch(around.start, around.end, Kind.AHEAD, along=True)
             await self._wait(read, now + self.timeout)
         finally:
             self._remove(read)

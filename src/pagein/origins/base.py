@@ -6,7 +6,7 @@ import errno
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from typing import Self
+from typing import NamedTuple, Self
 
 STREAM_PIECE = 1 << 20
 """Bytes of one piece of the default `Origin.stream`."""
@@ -92,6 +92,15 @@ def check_range(source: str, offset: int, length: int, size: int) -> None:
         raise OriginError.of(source, cause, errno=errno.EINVAL)
 
 
+class Around(NamedTuple):
+    """What comes with a range: [start, end) in bytes, which holds it."""
+
+    start: int
+    end: int
+    in_order: bool = False
+    """Whether what lies before the range has to pass by first: then it is one fetch."""
+
+
 class Origin(ABC):
     """A blob that never changes. Two methods make one; offsets and lengths are in bytes."""
 
@@ -152,12 +161,12 @@ class Origin(ABC):
         """More will be asked for soon: what that needs may be made ready, without a wait."""
         return None
 
-    async def around(self, start: int, end: int) -> tuple[int, int]:
-        """What is at hand once [start, end) is: a range in bytes that holds it.
+    async def around(self, start: int, end: int) -> Around:
+        """What is at hand once [start, end) is.
 
         Where bytes come in units, as compressed ones do, all of a unit is best taken at once.
         """
-        return start, end
+        return Around(start, end)
 
     async def close(self) -> None:
         """Give back what the origin holds. Twice is fine; other calls are over by then."""

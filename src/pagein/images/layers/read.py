@@ -19,7 +19,7 @@ from pagein.images.layers.format import CHUNKED, Compression
 from pagein.images.layers.index import Index, Piece
 from pagein.images.layers.spans import Kept
 from pagein.images.layers.tarbytes import WHOLE, Run, TarBytes
-from pagein.origins.base import Origin, OriginError, check_range
+from pagein.origins.base import Around, Origin, OriginError, check_range
 
 AROUND: Final = 1 << 20
 """Bytes of the data blob that are stored around a read, of what was decoded for it: of the eight
@@ -69,12 +69,12 @@ class LayerOrigin(Origin):
             async for piece in pieces:
                 yield piece
 
-    async def around(self, start: int, end: int) -> tuple[int, int]:
+    async def around(self, start: int, end: int) -> Around:
         """The whole chunks that the decoded spans of [start, end) hold, and all of that itself."""
         if self.watcher is not None:
             self.watcher(start, end)
         if self._index.header.compression is Compression.NONE:
-            return start, end
+            return Around(start, end)
         try:
             return await asyncio.to_thread(self._around, start, end)
         except LayerError as error:
@@ -129,22 +129,26 @@ class LayerOrigin(Origin):
         except LayerError as error:
             raise OriginError.of(str(self), str(error)) from None
 
-    def _around(self, start: int, end: int) -> tuple[int, int]:
+    def _around(self, start: int, end: int) -> Around:
         index, chunk = self._index, self._index.header.chunk
         start, end = start // chunk * chunk, min(-(-end // chunk) * chunk, self._size)
         wanted = list(index.pieces(start, end))
         if not wanted:
-            return start, end
+            return Around(start, end)
         first = index.point_before(wanted[0].position)
         until = wanted[-1].position + wanted[-1].length
         last = index.point_before(until - 1)
         low, after = index.point_out(first), index.point_out(last + 1)
-        if first < 0 or after - low > WHOLE:
-            return start, end
+        if first < 0:
+            return Around(start, end)
+        if index.point_out(first + 1) - low > WHOLE:
+            return self._on_the_way(low, start, end, wanted[0])
+        if after - low > WHOLE:
+            return Around(start, end)
         high = self._tar.reach(last, until)
         inside = index.within(low, high, wanted[0].offset)
         if inside is None:
-            return start, end
+            return Around(start, end)
         # What a chunk has of a neighbour must be here too.
         begin, stop = inside[0] // chunk * chunk, min(-(-inside[1] // chunk) * chunk, self._size)
         if begin < inside[0] and not self._tar.has(first - 1):
@@ -154,7 +158,17 @@ class LayerOrigin(Origin):
         if self._tar.in_part:
             begin = max(begin, start // AROUND * AROUND)
             stop = min(stop, -(-end // AROUND) * AROUND)
-        return min(start, begin), max(end, stop)
+        return Around(min(start, begin), max(end, stop))
+
+    def _on_the_way(self, low: int, start: int, end: int, wanted: Piece) -> Around:
+        """What a decoder passes from `low` in the tar on until it comes to `wanted`: whole chunks.
+
+        To leave that out would be to fetch it again for whoever wants it.
+        """
+        inside = self._index.within(low, wanted.position + 1, wanted.offset)
+        chunk = self._index.header.chunk
+        begin = start if inside is None else -(-inside[0] // chunk) * chunk
+        return Around(min(start, begin), end, in_order=True)
 
     def _until(self, start: int, end: int) -> int:
         """Where in the tar that ends which the blob has in [start, end); 0 for zeros only."""
@@ -190,10 +204,10 @@ class LayerOrigin(Origin):
             except LayerError:
                 if last_try or not pieces:
                     raise
+            await run.aclose()
             self._tar.forget(pieces[0].position, pieces[-1].position + pieces[-1].length)
             tries += 1
             last_try = not self._origin.forget() or tries == _TRIES
-            await run.aclose()
 
     async def _chunks(
         self, start: int, end: int, pieces: Sequence[Piece], until: int, run: Run

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from typing import Final
 
 from pagein.images.layers.chunks import ChunkDecoder, Decoder
-from pagein.images.layers.cursors import Cursors
+from pagein.images.layers.cursors import Cursor, Cursors
 from pagein.images.layers.errors import LayerError
 from pagein.images.layers.format import Compression
 from pagein.images.layers.guesses import at_once
@@ -100,19 +100,19 @@ class TarBytes:
         if number < 0:
             raise LayerError(f"no point of the index lies before byte {start} of the tar")
         while number < self._index.points and self._index.point_out(number) < end:
-            async with aclosing(self._of_span(number, start, end, until)) as found:
+            async with aclosing(self._of_span(number, start, end, until, run)) as found:
                 async for part in found:
                     yield part
             number += 1
 
     async def _of_span(
-        self, number: int, start: int, end: int, until: int
+        self, number: int, start: int, end: int, until: int, run: Run
     ) -> AsyncGenerator[Part, None]:
         out, after = self._index.point_out(number), self._index.point_out(number + 1)
         if after - out > WHOLE:
             place = await asyncio.to_thread(self._place, number)
             async with aclosing(
-                self._cursors.parts(place, max(start, out), min(end, after))
+                run.decoded(self._cursors, place, max(start, out), min(end, after))
             ) as found:
                 async for part in found:
                     yield part
@@ -329,7 +329,8 @@ def _frame(start: int) -> ZstdDecoder:
 
 
 class Run:
-    """One pass over a layer that is a plain tar: one request, as long as it goes forward.
+    """One pass over a layer: of a plain tar one request, as long as it goes forward; of a span
+    too large to be decoded whole one cursor.
 
     Use it with `contextlib.aclosing`.
     """
@@ -341,6 +342,27 @@ class Run:
         self._at = 0  # offset of what `_rest` begins with
         self._rest: bytes | memoryview = b""
         self._stream: AsyncIterator[bytes | memoryview] | None = None
+        self._cursor: tuple[Cursors, Cursor] | None = None
+
+    async def decoded(
+        self, cursors: Cursors, place: Place, start: int, end: int
+    ) -> AsyncGenerator[Part, None]:
+        """Parts that cover [start, end) of the tar, which a span has."""
+        goal = max(self._end, end)
+        if self._cursor is not None:
+            cursor = self._cursor[1]
+            if cursor.number != place.number or cursor.last[0] > start or not cursor.good:
+                await self._give()
+        if self._cursor is None:
+            self._cursor = cursors, await cursors.take(place, start, goal)
+        async with aclosing(self._cursor[1].parts(start, end, goal)) as parts:
+            async for part in parts:
+                yield part
+
+    async def _give(self) -> None:
+        taken, self._cursor = self._cursor, None
+        if taken is not None:
+            await taken[0].give(taken[1])
 
     async def parts(self, start: int, end: int) -> AsyncGenerator[Part, None]:
         """The bytes [start, end) of the layer, as they come."""
@@ -361,7 +383,8 @@ class Run:
             yield part
 
     async def aclose(self) -> None:
-        """End the request."""
+        """End the request, and leave the cursor to others."""
+        await self._give()
         stream, self._stream = self._stream, None
         close = getattr(stream, "aclose", None)
         if close is not None:
