@@ -1,8 +1,8 @@
 """Builds the index of a layer while the layer streams by, once.
 
-Compressed bytes are hashed, unpacked, hashed again, parsed as a tar and laid out as the data blob,
-each in a thread of its own. What is held is the tree, the extent table and a few buffers, never
-the layer. Nothing is an index before both digests, the layer's and the tar's, are those wanted.
+Compressed bytes are hashed, unpacked, hashed again, and parsed as a tar which is laid out as the
+data blob, each in a thread of its own. What is held is the tree, the extent table and a few
+buffers, never the layer. Nothing is an index before both digests, the layer's and the tar's, are those wanted.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class IndexBuilder:
         if not self._closed:
             self._closed = True
             switching.leave()
-        for worker in (self._parsing, self._packed, self._tar, self._blob):
+        for worker in (self._parsing, self._packed, self._tar):
             worker.close()
         if self._unpacker is not None:
             self._unpacker.close()

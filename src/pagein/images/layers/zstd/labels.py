@@ -26,7 +26,7 @@ VALUES: Final = bytes(max(0, DIGITS.find(byte)) for byte in range(256))
 _AT_ONCE = 1 << 18  # samples: a megabyte, which stays in the processor's cache
 
 Runs = tuple[Sequence[int], Sequence[int]]
-"""The first and the last number of each; digits in them are bytes."""
+"""The first and the last place of each."""
 
 
 @functools.cache
@@ -49,7 +49,7 @@ def put(samples: bytearray, plane: int, output: bytes, start: int, stride: int) 
 
 
 def runs(samples: bytearray, planes: int, size: int, apart: int) -> Runs:
-    """The numbers that `samples` have, blanks aside, of `planes` digits, for places below `size`.
+    """The places that `samples` name, blanks aside, of `planes` digits, all below `size`.
 
     A run ends where the next number is more than `apart` away, or a little less where a digit is
     carried; and where two are.
@@ -61,7 +61,8 @@ def runs(samples: bytearray, planes: int, size: int, apart: int) -> Runs:
 
 def place(number: int) -> int:
     """The place whose digits are the bytes of `number`."""
-    return sum(BASE**plane * (number >> 8 * plane & 255) for plane in range(4))
+    carried = (number >> 8) + BASE * (number >> 16) + BASE**2 * (number >> 24)
+    return number - carried
 
 
 def _blank(planes: int) -> int:
@@ -79,7 +80,7 @@ def _by_set(samples: bytearray, planes: int, apart: int) -> Runs:
     breaks = [at for at, by in enumerate(map(sub, found[1:], found)) if by > apart]
     firsts = [found[0], *(found[at + 1] for at in breaks)]
     lasts = [*(found[at] for at in breaks), found[-1]]
-    return firsts, lasts
+    return list(map(place, firsts)), list(map(place, lasts))
 
 
 def _marked(samples: bytearray, planes: int, size: int, apart: int) -> Runs:
@@ -95,6 +96,8 @@ def _marked(samples: bytearray, planes: int, size: int, apart: int) -> Runs:
         return (), ()
     found = np.frombuffer(VALUES, np.uint8)[raw.view(np.uint8)].view(np.uint32)
     breaks = np.flatnonzero(np.diff(found) > apart)
-    firsts = [int(found[0]), *found[breaks + 1].tolist()]
-    lasts = [*found[breaks].tolist(), int(found[-1])]
+    places = found.astype(np.int64)
+    places -= (places >> 8) + BASE * (places >> 16) + BASE**2 * (places >> 24)
+    firsts = [int(places[0]), *places[breaks + 1].tolist()]
+    lasts = [*places[breaks].tolist(), int(places[-1])]
     return firsts, lasts

@@ -44,7 +44,8 @@ class Planes:
         if not plane:
             digits = DIGITS * (last // BASE + 1 - first // BASE)
             return digits[start % BASE :][: end - start]
-        digits = b"".join(DIGITS[n % BASE : n % BASE + 1] * unit for n in range(first, last))
+        rows = [DIGITS[n % BASE : n % BASE + 1] * unit for n in range(first, last)[:BASE]]
+        digits = b"".join([rows[n % BASE] for n in range(last - first)])
         return digits[start - first * unit :][: end - start]
 
     def ask(self, bodies: Sequence[Body]) -> list[list[bytes]]:
@@ -79,10 +80,13 @@ class Planes:
             del output  # it is as large as the window
         firsts, lasts = labels.runs(samples, self.count, self.size, gap + 2 * _STRIDE - 2)
         reach = _STRIDE - 1
-        return [
-            (max(0, labels.place(first) - reach), min(self.size, labels.place(last) + reach + 1))
-            for first, last in zip(firsts, lasts, strict=True)
+        found = [
+            (first - reach, last + reach + 1) for first, last in zip(firsts, lasts, strict=True)
         ]
+        if found:  # only at the edges they may be outside
+            found[0] = max(0, found[0][0]), found[0][1]
+            found[-1] = found[-1][0], min(self.size, found[-1][1])
+        return found
 
     def _dictionaries(self) -> Iterator[tuple[int, Any]]:
         for plane in range(self.count):
