@@ -198,9 +198,15 @@ def _pieces(head: bytes, places: Places) -> Iterator[bytes]:
 def _inodes(places: Places) -> Iterator[bytes]:
     at = FIRST_SLOT
     body = places.survey.shared.body
+    position, devices = places.position, places.device
     for number, node in enumerate(places.survey.nodes):
-        start = places.position[number]
+        start = position[number]
         gap = bytes(start - at)
+        if devices[number] != NO_DEVICE and not node.xattrs:  # nearly all files
+            inode = _one_chunk(places, number, node)
+            yield gap + inode
+            at = start + len(inode)
+            continue
         xattrs = body(node.xattrs) if node.xattrs else b""
         layout, size = places.layout[number], places.size[number]
         icount = (len(xattrs) - XATTR_HEADER.size) // 4 + 1 if xattrs else 0
@@ -225,6 +231,13 @@ def _inodes(places: Places) -> Iterator[bytes]:
             yield from indexes(chunks)
             at += padding + CHUNK_INDEX.size * chunks.total
     yield bytes(-at % BLOCK_SIZE)
+
+
+def _one_chunk(places: Places, number: int, node: Node) -> bytes:
+    """The inode of a file that is one chunk, and its index."""
+    bits = bits_of(-(-places.size[number] // BLOCK_SIZE))
+    index = CHUNK_INDEX.pack(0, places.device[number], places.address[number])
+    return _inode(places, number, node, 0, bits | CHUNK_INDEXES) + index
 
 
 def _inode(places: Places, number: int, node: Node, icount: int, union: int) -> bytes:
