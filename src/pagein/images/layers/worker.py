@@ -11,7 +11,7 @@ from typing import Final, Generic, TypeVarTuple
 
 Ts = TypeVarTuple("Ts")
 
-SWITCH: Final = 1e-3
+SWITCH: Final = 5e-4
 """Seconds after which a thread that runs Python lets others do so, while there are workers."""
 
 
