@@ -9,6 +9,8 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final, Generic, TypeVarTuple
 
+from pagein.images.layers.heap import heap
+
 Ts = TypeVarTuple("Ts")
 
 SWITCH: Final = 5e-4
@@ -24,7 +26,8 @@ class Switching:
 
     One that decompresses or hashes holds no lock, but has to have it back between two pieces: by
     default it waits 5 ms for that while another one parses, and a processor idles. And the garbage
-    collector has rest: it would go through a tree again and again that only ever grows.
+    collector has rest: it would go through a tree again and again that only ever grows. So has the
+    system, which need not give memory and take it back all the time (`heap`).
     """
 
     def __init__(self) -> None:
@@ -42,6 +45,7 @@ class Switching:
                 objects, *older = self._threshold
                 if objects:  # else it is off
                     gc.set_threshold(max(objects, OBJECTS), *older)
+                heap.hold()
             self._users += 1
 
     def leave(self) -> None:
@@ -51,6 +55,7 @@ class Switching:
             if not self._users:
                 sys.setswitchinterval(self._interval)
                 gc.set_threshold(*self._threshold)
+                heap.release()
 
 
 switching = Switching()
