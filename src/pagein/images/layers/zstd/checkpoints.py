@@ -7,7 +7,7 @@ as the frame's window has, since no later block can refer to what lies before th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pagein.images.layers.point import Point
 from pagein.images.layers.zstd import patch, state, synthetic
@@ -140,17 +140,19 @@ class Checkpoint:
         return found if have else []
 
 
-def _stencils(blocks: Sequence[tuple[Block, Sections | None]], reps: Reps, tables: Tables) -> bytes:
-    parts, first = [synthetic.setting(reps)], True
+def _stencils(
+    blocks: Sequence[tuple[Block, Sections | None]], reps: Reps, tables: Tables
+) -> Iterator[bytes]:
+    yield synthetic.setting(reps)
+    first = True
     for block, taken_apart in blocks:
         if taken_apart is None:
-            parts.append(synthetic.blank(block.size))
+            yield synthetic.blank(block.size)
             continue
         sequences = taken_apart.sequences
         if first and taken_apart.amount:
             sequences, first = patch.with_tables(taken_apart, tables), False
-        parts.append(synthetic.stencil(taken_apart, sequences))
-    return b"".join(parts)
+        yield synthetic.stencil(taken_apart, sequences)
 
 
 def _refers(blocks: Sequence[tuple[Block, Sections | None]]) -> bool:
@@ -169,8 +171,9 @@ def _right(made: State, blocks: Sequence[Block], after: Sequence[Piece], size: i
         head = (int.from_bytes(block.head, "little") & ~1).to_bytes(3, "little")
         parts.append(splicer.feed(head + block.payload))
     parts.append(END)
-    dictionary = library().dictionary(made.dictionary())
     frame = b"".join(parts)
+    del parts  # as large again
+    dictionary = library().dictionary(made.dictionary())
     if size is None:
         output = library().stream(dictionary).decompress(frame)
     else:

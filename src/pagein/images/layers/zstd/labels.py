@@ -91,13 +91,20 @@ def _marked(samples: bytearray, planes: int, size: int, apart: int) -> Runs:
     for at in range(0, len(numbers), _AT_ONCE):
         some = numbers[at : at + _AT_ONCE]
         marks[some[some != blank]] = True
-    raw = np.flatnonzero(marks).astype(np.uint32)
+    raw = np.flatnonzero(marks)
+    del marks  # it is as large as the window
+    raw = raw.astype(np.uint32)
     if not len(raw):
         return (), ()
     found = np.frombuffer(VALUES, np.uint8)[raw.view(np.uint8)].view(np.uint32)
     breaks = np.flatnonzero(np.diff(found) > apart)
-    places = found.astype(np.int64)
-    places -= (places >> 8) + BASE * (places >> 16) + BASE**2 * (places >> 24)
-    firsts = [int(places[0]), *places[breaks + 1].tolist()]
-    lasts = [*places[breaks].tolist(), int(places[-1])]
-    return firsts, lasts
+    firsts = np.concatenate((found[:1], found[breaks + 1]))
+    lasts = np.concatenate((found[breaks], found[-1:]))
+    return _places(firsts), _places(lasts)
+
+
+def _places(numbers: Any) -> list[int]:
+    """As `place`, of an array."""
+    carried = (numbers >> 8) + BASE * (numbers >> 16) + BASE**2 * (numbers >> 24)
+    found: list[int] = (numbers - carried).tolist()
+    return found

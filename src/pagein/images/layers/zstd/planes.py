@@ -7,7 +7,7 @@ three windows of 8 MiB, which differ in nothing but their content (four if they 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from pagein.images.layers.zstd import labels, synthetic
@@ -65,14 +65,16 @@ class Planes:
             return -1
         return sum(VALUES[digit] * BASE**plane for plane, digit in enumerate(digits))
 
-    def sources(self, body: bytes, skip: int, size: int, gap: int) -> list[tuple[int, int]]:
+    def sources(
+        self, body: Iterable[bytes], skip: int, size: int, gap: int
+    ) -> list[tuple[int, int]]:
         """Which ranges of the window come out, sorted; those no further apart than `gap` are one.
 
         `body` gives `skip` bytes that do not count, and `size` others. No match is shorter than
         three bytes (RFC 8878 3.1.1.3.2.1.1). So one byte in three is looked at, and two more are
         taken on either side of where it comes from.
         """
-        frame = synthetic.header(self.size, skip + size) + body + END
+        frame = b"".join((synthetic.header(self.size, skip + size), *body, END))
         samples = bytearray(4 * -(-size // _STRIDE))
         for plane, dictionary in self._dictionaries():
             output = library().decode(frame, dictionary)
