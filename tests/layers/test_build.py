@@ -1,6 +1,7 @@
 """Building an index: from a stream, once, and only of the layer that was asked for."""
 
 import asyncio
+import gc
 import gzip
 import hashlib
 import io
@@ -236,12 +237,15 @@ def test_an_index_is_opened_by_what_was_built(tmp_path: Path) -> None:
 
 
 def test_threads_take_turns_more_often_while_an_index_is_built() -> None:
-    before = sys.getswitchinterval()
+    before, objects = sys.getswitchinterval(), gc.get_threshold()
     layer = Layer(rig.sha256(b""), 0, "", "")
     with IndexBuilder(layer) as one:
         with IndexBuilder(layer) as other:
             assert sys.getswitchinterval() == pytest.approx(worker.SWITCH)
+        assert gc.get_threshold() == (worker.OBJECTS, *objects[1:])
         assert sys.getswitchinterval() == pytest.approx(worker.SWITCH)
+        assert gc.get_threshold() == (worker.OBJECTS, *objects[1:])
         other.close()
     one.close()
     assert sys.getswitchinterval() == pytest.approx(before)
+    assert gc.get_threshold() == objects

@@ -194,10 +194,7 @@ def test_few_members_cannot_make_many_nodes() -> None:
 
 def place(*files: Entry) -> tuple[list[tuple[Extent, ...]], BlobBuilder]:
     blob = BlobBuilder()
-    try:
-        return [blob.place(entry) for entry in files], blob
-    finally:
-        blob.close()
+    return [blob.place(entry) for entry in files], blob
 
 
 def test_each_file_begins_a_page() -> None:

@@ -29,9 +29,7 @@ def found(
         patched.setattr(labels, "numpy", lambda: numpy)
         samples = sampled(places, planes)
         firsts, lasts = labels.runs(samples, planes, 4096 * 255 if planes == 3 else 32 << 20, 6)
-    return [
-        (labels.place(first), labels.place(last)) for first, last in zip(firsts, lasts, strict=True)
-    ]
+    return list(zip(firsts, lasts, strict=True))
 
 
 near = st.one_of(st.none(), st.integers(0, 1000), st.integers(0, 4096 * 255 - 1))

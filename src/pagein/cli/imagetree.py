@@ -20,6 +20,7 @@ from pagein.images.connections import Connections
 from pagein.images.dockerconfig import DockerConfig
 from pagein.images.hosts import Host, hosts_of
 from pagein.images.layers.errors import LayerError
+from pagein.images.layers.heap import heap
 from pagein.images.platforms import host_platform, parse_platform
 from pagein.images.pull import Pull, Pulled, watched
 from pagein.images.reference import RegistryReference, parse_reference
@@ -68,6 +69,7 @@ class Here:
 
     def pull(self, source: str, platform: str, *, keep_data: bool = True) -> tuple[Pull, Pulled]:
         """Bring an image's indexes here, and the layers that have none. Raises OSError."""
+        heap.give_back()
         reference = parse_reference(source)
         if isinstance(reference, RegistryReference):
             self._hosts[reference.host] = hosts_of(self._hosts_dir, reference.host)

@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import concurrent.futures.thread  # noqa: F401  what is imported lazily, see below
 import contextlib
-import ctypes
 import encodings.idna  # noqa: F401
 import errno
 import logging
@@ -49,6 +48,7 @@ from pagein.daemon.statefile import StateFile
 from pagein.daemon.tally import Now, Tally
 from pagein.daemon.wishes import Wishes
 from pagein.images.layerblob import LayerBlob, load_record
+from pagein.images.layers.heap import heap
 from pagein.images.layers.inflate import library
 from pagein.origins import Identity, Origin, OriginError, open_origin, redact, resolve
 from pagein.origins.session import Session
@@ -336,24 +336,10 @@ def _become(user: str, cache: str, state_dir: str, *, with_parent: bool) -> int:
     return fd
 
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-
-
-def _give_memory_back() -> None:
-    """Have glibc return large blocks to the system when they are freed, and share its arenas.
-
-    Spans and batches of a MiB come and go in several threads; each would keep what it once had.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # of glibc
-        mallopt(_M_MMAP_THRESHOLD, 512 << 10)
-        mallopt(_M_TRIM_THRESHOLD, 4 << 20)
-        mallopt(_M_ARENA_MAX, 2)
-
-
 def main() -> int:
     """The process that the keeper starts; its exit status."""
-    _give_memory_back()
+    heap.give_back()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's, which only spin here
     logging.basicConfig(level=logging.INFO, format="%(asctime)s user-half %(message)s")
     parser = argparse.ArgumentParser(prog="pagein.daemon")
     parser.add_argument("--device", required=True)

@@ -81,7 +81,7 @@ def whole(size: int, extents: Sequence[Extent], devices: Sequence[Device]) -> Ru
 
 def bits_of(blocks: int) -> int:
     """log2 of the blocks of a chunk that holds so many, if one can."""
-    return min(_log2(blocks), CHUNK_BITS_MASK)
+    return min((blocks - 1).bit_length(), CHUNK_BITS_MASK) if blocks else 0
 
 
 def indexes(chunks: Chunks) -> Iterator[bytes]:
@@ -135,11 +135,11 @@ def _touch(a: Run, b: Run) -> bool:
 def _run(size: int, extent: Extent, devices: Sequence[Device]) -> Run:
     offset, length, device, position = extent.offset, extent.length, extent.device, extent.position
     end = offset + length
-    if offset < 0 or position < 0 or offset % BLOCK_SIZE or position % BLOCK_SIZE:
+    if offset < 0 or position < 0 or (offset | position) % BLOCK_SIZE:
         raise ValueError(f"{extent} does not begin at a block")
     if length <= 0 or end > size or (end < size and end % BLOCK_SIZE):
         raise ValueError(f"{extent} does not end at a block, nor where the file does ({size})")
-    blocks, address = align(length, BLOCK_SIZE) >> BLOCK_BITS, position >> BLOCK_BITS
+    blocks, address = -(-length >> BLOCK_BITS), position >> BLOCK_BITS
     if not 0 <= device <= len(devices):
         raise ValueError(f"{extent} names a device that is not there")
     limit = devices[device - 1].blocks if device else 0

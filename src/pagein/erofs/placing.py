@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pagein.erofs import directories
-from pagein.erofs.chunks import Chunks, chunks_of, whole
+from pagein.erofs.chunks import Chunks, Run, chunks_of, whole
 from pagein.erofs.format import (
     BLOCK_BITS,
     BLOCK_SIZE,
@@ -40,6 +40,7 @@ readdir(3) hides."""
 DEVICE_TABLE: Final = SUPER_OFFSET + SUPERBLOCK.size
 NO_DEVICE: Final = 0xFFFF
 _DEVICES_MAX = NO_DEVICE - 1
+_INDEX: Final = CHUNK_INDEX.size
 _16_BITS = 0xFFFF
 _32_BITS = 0xFFFFFFFF
 
@@ -170,7 +171,7 @@ class _Placer:
 
     def _start(self, head: int, tail: int, extended: bool) -> int:
         """A slot after which `head` bytes, and then `tail` bytes within one block, have room."""
-        start = align(self._at, SLOT_SIZE)
+        start = (self._at + SLOT_SIZE - 1) & -SLOT_SIZE
         room = BLOCK_SIZE - start % BLOCK_SIZE
         if extended and room < EXTENDED.size:
             return start + room  # not forbidden, but no mkfs makes an inode across two blocks
@@ -198,13 +199,17 @@ class _Placer:
         start = self._start(head, 0, bool(places.extended[number]))
         places.position[number] = start
         run = whole(node.size, node.extents, places.devices)
+        indexes = align(start + head, _INDEX)
         if run is not None:  # nearly all files
             places.device[number], places.address[number] = run.device, run.address
-            runs, total = [run], 1
-        else:
-            chunks = places.chunks(node)
-            runs, total = chunks.runs, chunks.total
-        self._at = align(start + head, CHUNK_INDEX.size) + CHUNK_INDEX.size * total
-        for run in runs:
-            if run.device == 0:
-                places.appended = max(places.appended, run.address + run.blocks)
+            self._at = indexes + _INDEX
+            self._append(run)
+            return
+        chunks = places.chunks(node)
+        self._at = indexes + _INDEX * chunks.total
+        for run in chunks.runs:
+            self._append(run)
+
+    def _append(self, run: Run) -> None:
+        if run.device == 0:
+            self._places.appended = max(self._places.appended, run.address + run.blocks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
@@ -33,6 +34,7 @@ from pagein.erofs.format import (
     LAYOUT_SHIFT,
     MAGIC,
     NANOSECONDS,
+    SLOT_SIZE,
     SUPER_OFFSET,
     SUPERBLOCK,
     XATTR_HEADER,
@@ -45,6 +47,11 @@ from pagein.erofs.survey import Survey
 from pagein.erofs.tree import Device, Node
 
 _PIECE = 1 << 20  # bytes of one write
+_COMPACT, _EXTENDED = (
+    struct.Struct(inode.format + CHUNK_INDEX.format.removeprefix("<"))
+    for inode in (COMPACT, EXTENDED)
+)
+_KIND = 0o170000  # S_IFMT
 _VOLUME_NAME_MAX = 15  # the kernel wants a NUL after it
 
 
@@ -198,9 +205,15 @@ def _pieces(head: bytes, places: Places) -> Iterator[bytes]:
 def _inodes(places: Places) -> Iterator[bytes]:
     at = FIRST_SLOT
     body = places.survey.shared.body
+    position, devices = places.position, places.device
     for number, node in enumerate(places.survey.nodes):
-        start = places.position[number]
+        start = position[number]
         gap = bytes(start - at)
+        if devices[number] != NO_DEVICE and not node.xattrs:  # nearly all files
+            inode = _one_chunk(places, number, node)
+            yield gap + inode
+            at = start + len(inode)
+            continue
         xattrs = body(node.xattrs) if node.xattrs else b""
         layout, size = places.layout[number], places.size[number]
         icount = (len(xattrs) - XATTR_HEADER.size) // 4 + 1 if xattrs else 0
@@ -225,6 +238,20 @@ def _inodes(places: Places) -> Iterator[bytes]:
             yield from indexes(chunks)
             at += padding + CHUNK_INDEX.size * chunks.total
     yield bytes(-at % BLOCK_SIZE)
+
+
+def _one_chunk(places: Places, number: int, node: Node) -> bytes:
+    """The inode of a file that is one chunk, and its index."""
+    size, links = places.size[number], places.survey.links[number]
+    bits = CHUNK_INDEXES | bits_of(-(-size >> BLOCK_BITS))
+    index = 0, places.device[number], places.address[number]
+    mode, uid, gid, ino = node.mode, node.uid, node.gid, number + 1
+    if not places.extended[number]:
+        form = LAYOUT_CHUNKED << LAYOUT_SHIFT
+        return _COMPACT.pack(form, 0, mode, links, size, 0, bits, ino, uid, gid, 0, *index)
+    form = LAYOUT_CHUNKED << LAYOUT_SHIFT | EXTENDED_BIT
+    time = divmod(node.mtime_ns, NANOSECONDS)
+    return _EXTENDED.pack(form, 0, mode, 0, size, bits, ino, uid, gid, *time, links, *index)
 
 
 def _inode(places: Places, number: int, node: Node, icount: int, union: int) -> bytes:
@@ -276,26 +303,22 @@ def _content(places: Places) -> Iterator[bytes]:
 
 def _directory(places: Places, number: int, node: Node) -> Iterator[bytes]:
     """The blocks of a directory, full ones but for the last, which ends with its last name."""
-    survey = places.survey
-    names = survey.entries(number)
-    entries = _entries(places, number, node, names)
+    entries = _entries(places, number, node)
     done = 0
-    for count in directories.split(names):
+    for count in directories.split([name for name, _, _ in entries]):
         block = directories.pack(entries[done : done + count])
         done += count
         yield block if done == len(entries) else block.ljust(BLOCK_SIZE, b"\0")
 
 
-def _entries(
-    places: Places, number: int, node: Node, names: Sequence[bytes]
-) -> list[directories.Entry]:
-    survey, nid = places.survey, places.nid
-    found = []
-    for name in names:
-        child = number if name == b"." else survey.parents[number] if name == b".." else None
-        if child is None:
-            assert node.children is not None
-            child = survey.numbers[node.children[name]]
-        kind = FILE_TYPES[stat.S_IFMT(survey.nodes[child].mode)]
-        found.append((name, nid(child), kind))
-    return found
+def _entries(places: Places, number: int, node: Node) -> list[directories.Entry]:
+    """Sorted, with ``.`` and ``..``."""
+    assert node.children is not None
+    numbers, position = places.survey.numbers, places.position
+    found = [
+        (name, position[numbers[child]] // SLOT_SIZE, FILE_TYPES[child.mode & _KIND])
+        for name, child in node.children.items()
+    ]
+    for name, above in ((b".", number), (b"..", places.survey.parents[number])):
+        found.append((name, places.nid(above), FILE_TYPES[stat.S_IFDIR]))
+    return sorted(found)

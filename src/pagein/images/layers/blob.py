@@ -10,12 +10,10 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable
-from itertools import cycle
 
 from pagein.erofs.tree import Extent
 from pagein.images.layers.entry import Entry
 from pagein.images.layers.errors import LayerError, show
-from pagein.images.layers.worker import Worker
 
 PAGE = 4096
 CHUNK = 64 << 10
@@ -28,8 +26,7 @@ Sink = Callable[[int, memoryview], None]
 """Takes the blob's bytes at an offset, in order and complete; called from a thread. The view holds
 during the call only."""
 
-_BUFFER = 16 * CHUNK
-_AHEAD = 4  # buffers that wait to be hashed
+_BUFFER = 4 * CHUNK  # what is hashed soon after it was copied is still in the processor's cache
 MAX_BLOB = PAGE << 32
 """Bytes: EROFS has 32 bits of block number."""
 _FEW = 1 << 16  # entries of a chunk index that a sparse file may have: 512 KiB of metadata
@@ -41,7 +38,11 @@ def _up(value: int, unit: int) -> int:
 
 
 class BlobBuilder:
-    """Lays out and hashes the blob as entries (`place`) and their data (`data`) come by."""
+    """Lays out and hashes the blob as entries (`place`) and their data (`data`) come by.
+
+    In their thread: hashing lets others run, while one that hands each buffer over to another
+    thread has both of them wait for the interpreter more often.
+    """
 
     def __init__(self, sink: Sink | None = None) -> None:
         self.size = 0
@@ -53,13 +54,10 @@ class BlobBuilder:
         self.digests = bytearray()
         """SHA-256 of each chunk, one after the other; complete after `finish`."""
         self._sink = sink
-        # Used in turn: those before are being hashed.
-        self._buffers = cycle([bytearray(_BUFFER) for _ in range(_AHEAD + 2)])
-        self._buffer = next(self._buffers)
+        self._buffer = bytearray(_BUFFER)
         self._filled = 0  # bytes of the buffer; behind them lies what it held before
-        self._start = 0  # offset in the blob of the buffer
+        self._start = 0  # offset in the blob of the buffer, that of a chunk
         self._next = 0  # extent that the next data belongs to
-        self._hashing = Worker("blob", self._hash, _AHEAD)
 
     def place(self, entry: Entry) -> tuple[Extent, ...]:
         """Give the stored data of a regular file its place in the blob."""
@@ -122,10 +120,18 @@ class BlobBuilder:
             while offset >= self._start + _BUFFER:
                 self._flush(_BUFFER)
             at = offset - self._start
-            self._zeros(at)
-            take = min(len(view), _BUFFER - at)
-            self._filled = at + take
-            self._buffer[at : at + take] = view[:take]
+            past = at % CHUNK
+            if not past and len(view) >= CHUNK:
+                if at:
+                    self._flush(at)
+                take = len(view) // CHUNK * CHUNK
+                self._hash(view[:take])
+            else:
+                self._zeros(at)
+                large = len(view) >= 2 * CHUNK  # then most of it need not be copied
+                take = min(len(view), CHUNK - past if large else _BUFFER - at)
+                self._filled = at + take
+                self._buffer[at : at + take] = view[:take]
             offset += take
             view = view[take:]
 
@@ -135,30 +141,23 @@ class BlobBuilder:
             self._buffer[self._filled : until] = bytes(until - self._filled)
 
     def _flush(self, length: int) -> None:
-        """Hand the first `length` bytes of the buffer to the thread, and go on with a new one."""
+        """Hash the first `length` bytes of the buffer, which are all that it holds."""
         self._zeros(length)
-        view = memoryview(self._buffer)[:length]
-        self._hashing.submit(view, self._start)
-        self._buffer, self._filled = next(self._buffers), 0
-        self._start += length
+        self._hash(memoryview(self._buffer)[:length])
+        self._filled = 0
 
     def finish(self) -> None:
         """All data has come: hash what is left. The blob ends with a whole page."""
         while self._start < self.size:
             self._flush(min(_BUFFER, self.size - self._start))
-        self._hashing.finish()
-        self.close()
 
-    def close(self) -> None:
-        """End the thread, also half-way, and give memory back; twice is fine."""
-        self._hashing.close()
-        self._buffer, self._buffers = bytearray(), cycle([bytearray()])
-
-    def _hash(self, view: memoryview, start: int) -> None:
+    def _hash(self, view: memoryview) -> None:
+        """What comes next of the blob."""
         if self._sink is not None:
-            self._sink(start, view)
+            self._sink(self._start, view)
         for at in range(0, len(view), CHUNK):
             self.digests += hashlib.sha256(view[at : at + CHUNK]).digest()
+        self._start += len(view)
 
 
 def _is_whole(entry: Entry) -> bool:

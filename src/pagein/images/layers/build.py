@@ -1,8 +1,9 @@
 """Builds the index of a layer while the layer streams by, once.
 
-Compressed bytes are hashed, unpacked, hashed again, parsed as a tar and laid out as the data blob,
-each in a thread of its own. What is held is the tree, the extent table and a few buffers, never
-the layer. Nothing is an index before both digests, the layer's and the tar's, are those wanted.
+Compressed bytes are hashed, unpacked, hashed again, and parsed as a tar which is laid out as the
+data blob, each in a thread of its own. What is held is the tree, the extent table and a few
+buffers, never the layer. Nothing is an index before both digests, the layer's and the tar's, are
+those wanted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import AsyncIterable, Callable, Iterator
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 
 from pagein.erofs import writer
 from pagein.erofs.tree import Device, Extent
@@ -26,7 +27,9 @@ from pagein.images.layers.scan import Scanner
 from pagein.images.layers.tar import TarParser
 from pagein.images.layers.tree import Tree, TreeBuilder
 from pagein.images.layers.worker import Worker, switching
-from pagein.images.layers.zstd import ZstdUnpacker
+
+if TYPE_CHECKING:
+    from pagein.images.layers.zstd import ZstdUnpacker
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -90,7 +93,7 @@ class IndexBuilder:
         if not self._closed:
             self._closed = True
             switching.leave()
-        for worker in (self._parsing, self._packed, self._tar, self._blob):
+        for worker in (self._parsing, self._packed, self._tar):
             worker.close()
         if self._unpacker is not None:
             self._unpacker.close()
@@ -117,6 +120,8 @@ class IndexBuilder:
             case Compression.GZIP:
                 return GzipUnpacker(self._take_tar, self._points.add, self._interval)
             case Compression.ZSTD:
+                from pagein.images.layers.zstd import ZstdUnpacker
+
                 return ZstdUnpacker(self._take_tar, self._points.add)
             case _:
                 return _Plain(self._take_tar)

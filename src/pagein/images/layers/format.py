@@ -67,9 +67,9 @@ class Block(NamedTuple):
     stored: bytes
 
 
-def pack(key: int, content: bytes) -> Block:
+def pack(key: int, content: bytes, level: int = 6) -> Block:
     """Pack a block. By Python's zlib, whose output does not depend on what else is installed."""
-    stored = zlib.compress(content, 6)
+    stored = zlib.compress(content, level)
     return Block(key, len(content), stored if len(stored) < len(content) else content)
 
 

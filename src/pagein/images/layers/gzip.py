@@ -20,7 +20,7 @@ from pagein.images.layers.worker import Worker
 
 _BUFFER = 1 << 20
 _WINDOWS = 8  # points whose windows are waiting to be cleared
-_MOST_FOR_SPARSE = 256 << 10  # bytes of input that 32 KiB of output may take
+_MOST_FOR_SPARSE = 64 << 10  # bytes of input that 32 KiB of output may take
 _PIECE = 1 << 20
 _TRAILER = 8  # CRC32 and ISIZE
 _MAGIC = 0x1F
@@ -124,8 +124,6 @@ class GzipUnpacker:
 
     def _step(self, at: int) -> bool:
         """Inflate some; only where a block may become a point is it looked for."""
-        if self._pending is not None:
-            return self._inflate.run(self._pending.out + WINDOW - self._out, _BUFFER)
         if self._last is None:
             return self._inflate.step()
         last_out, last_bit = self._last
@@ -184,22 +182,21 @@ class _Pending:
         self.out = point.out
         self.output = b""
         self._point = point
-        self._data = bytearray()
+        self._parts: list[bytes] = []
+        self._next = point.bit // 8  # offset in the layer of what is to be kept
+        self._end = self._next + _MOST_FOR_SPARSE
 
     def collect(self, data: bytes, end: int, base: int) -> None:
         """Keep what `data`, at offset `base` of the layer, has from the point up to `end`."""
-        start = self._point.bit // 8 + len(self._data) - base
-        if start < 0:
-            return  # the point lies in the last byte of an earlier piece, which is gone
-        if len(self._data) <= _MOST_FOR_SPARSE:
-            self._data += data[start:end]
+        start, end = self._next - base, min(end, self._end - base)
+        if 0 <= start < end:  # else the point lies in the last byte of an earlier piece
+            self._parts.append(data[start:end])
+            self._next = base + end
 
     def get(self) -> Point:
         """The point, its window cleared of what the output does not need."""
         point = self._point
-        if len(self._data) > _MOST_FOR_SPARSE:
-            return point
-        data = bytes(self._data)
+        data = b"".join(self._parts)
         return point._replace(window=window.sparse(point.window, point.bit, data, self.output))
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import re
 import struct
-import zlib
 from typing import NamedTuple
+from zlib import adler32
 
 from pagein.images.layers.errors import LayerError
 
@@ -113,13 +113,8 @@ def _check(block: bytes, stored: bytes, at: int) -> None:
     found = _octal(stored)
     if found is None:
         found = number(stored, "a checksum", at)
-    adler32 = zlib.adler32
-    total = (
-        (adler32(block[:256]) & 0xFFFF)
-        + (adler32(block[256:]) & 0xFFFF)
-        - (adler32(stored) & 0xFFFF)
-        + (8 * 32 - 1)
-    )
+    both = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF)
+    total = both - (adler32(stored) & 0xFFFF) + (8 * 32 - 1)
     if found == total:
         return
     signed = total - 256 * sum(byte > 127 for byte in block[:148] + block[156:])

@@ -17,7 +17,7 @@ has copied whole. A few bytes too many are kept so, for half the time.
 
 from __future__ import annotations
 
-import struct
+import sys
 import zlib
 
 from pagein.images.layers.deflate import ERRORS, decompressor
@@ -61,13 +61,15 @@ def sparse(window: bytes, bit: int, data: bytes, output: bytes) -> bytes:
     """`window` with zeros where it is not needed for `data`, which begins at `bit`.
 
     `output` is what data really decodes to: 32 KiB of it, or all up to the end of the member.
-    Should anything be odd, the whole window is returned.
+    Should anything be odd, or more data be needed for that, the whole window is returned.
     """
     if not window or not data:
         return window
     count = len(window)
     try:
-        a, b = (_decode(labels[:count], bit, data, len(output)) for labels in (_LOW, _HIGH))
+        a, unused = _decode(_LOW[:count], bit, data, len(output))
+        data = data[: len(data) - unused]
+        b, _ = _decode(_HIGH[:count], bit, data, len(output))
         if not len(a) == len(b) == len(output):
             return window
         if a == b:
@@ -75,7 +77,7 @@ def sparse(window: bytes, bit: int, data: bytes, output: bytes) -> bytes:
         kept = _kept(_sources(a[::_STRIDE] + a[-1:], b[::_STRIDE] + b[-1:]))
         result = (int.from_bytes(window, "little") & kept).to_bytes(count, "little")
         result = result[:-2] + window[-2:]
-        return result if _decode(result, bit, data, len(output)) == output else window
+        return result if _decode(result, bit, data, len(output))[0] == output else window
     except ERRORS:
         return window
 
@@ -92,9 +94,9 @@ def _sources(a: bytes, b: bytes) -> bytes:
     columns = (low & (some >> 7) * 255).to_bytes(len(a), "little").translate(None, b"\0")
     rows = differ.to_bytes(len(a), "little").translate(None, b"\0")
     places = bytearray(2 * len(rows))
-    places[::2], places[1::2] = columns, rows
+    places[_COLUMN::2], places[1 - _COLUMN :: 2] = columns, rows
     found = bytearray(1 << 16)
-    for place in struct.unpack(f"<{len(rows)}H", places):
+    for place in memoryview(places).cast("H"):
         found[place] = 255
     return b"".join([found[row + 1 : row + 256] for row in range(256, 256 * (_ROWS + 1), 256)])
 
@@ -106,12 +108,17 @@ def _kept(sources: bytes) -> int:
     return found | found << 8 | found >> 8
 
 
-def _decode(window: bytes, bit: int, data: bytes, length: int) -> bytes:
+def _decode(window: bytes, bit: int, data: bytes, length: int) -> tuple[bytes, int]:
+    """So many bytes of output, and how much of `data` they did not take."""
+    if not length:
+        return b"", 0
     decoder, start = enter(bit, data[0], window)
-    return decoder.decompress(start + data[1:], length) if length else b""
+    output = decoder.decompress(b"".join((start, memoryview(data)[1:])), length)
+    return output, len(decoder.unconsumed_tail)
 
 
 _STRIDE = 3
+_COLUMN = int(sys.byteorder != "little")  # which byte of a place is its column
 _SAMPLES = WINDOW // _STRIDE + 2
 _SEVENS = int.from_bytes(b"\x7f" * _SAMPLES, "little")
 _EIGHTHS = int.from_bytes(b"\x80" * _SAMPLES, "little")

@@ -2,44 +2,60 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Final, Generic, TypeVarTuple
 
+from pagein.images.layers.heap import heap
+
 Ts = TypeVarTuple("Ts")
 
-SWITCH: Final = 1e-3
+SWITCH: Final = 5e-4
 """Seconds after which a thread that runs Python lets others do so, while there are workers."""
+
+
+OBJECTS: Final = 50_000
+"""That are made before the garbage collector looks for cycles, while there are workers."""
 
 
 class Switching:
     """Has threads take turns more often while somebody is in it, of all threads of the process.
 
     One that decompresses or hashes holds no lock, but has to have it back between two pieces: by
-    default it waits 5 ms for that while another one parses, and a processor idles.
+    default it waits 5 ms for that while another one parses, and a processor idles. And the garbage
+    collector has rest: it would go through a tree again and again that only ever grows. So has the
+    system, which need not give memory and take it back all the time (`heap`).
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self._before = 0.0
+        self._interval = 0.0
+        self._threshold = (0, 0, 0)
 
     def enter(self) -> None:
         """One user more."""
         with self._lock:
             if not self._users:
-                self._before = sys.getswitchinterval()
-                sys.setswitchinterval(min(self._before, SWITCH))
+                self._interval, self._threshold = sys.getswitchinterval(), gc.get_threshold()
+                sys.setswitchinterval(min(self._interval, SWITCH))
+                objects, *older = self._threshold
+                if objects:  # else it is off
+                    gc.set_threshold(max(objects, OBJECTS), *older)
+                heap.hold()
             self._users += 1
 
     def leave(self) -> None:
-        """One less; the last one puts it back as it was."""
+        """One less; the last one puts all back as it was."""
         with self._lock:
             self._users -= 1
             if not self._users:
-                sys.setswitchinterval(self._before)
+                sys.setswitchinterval(self._interval)
+                gc.set_threshold(*self._threshold)
+                heap.release()
 
 
 switching = Switching()

@@ -7,8 +7,7 @@ as the frame's window has, since no later block can refer to what lies before th
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from pagein.images.layers.point import Point
 from pagein.images.layers.zstd import patch, state, synthetic
@@ -125,27 +124,35 @@ class Checkpoint:
         body = _stencils(blocks, self.reps, self._tables)
         labels = planes(have)
         shift = have - labels.size - JUNK  # from places to the bytes before the point
-        found = [(max(0, have - _ALWAYS), have)]
-        for start, end in reversed(labels.sources(body, JUNK, size, _GAP)):
-            start, end = max(0, start + shift), max(0, min(have, end + shift))
-            if end + _GAP >= found[-1][0]:
-                found[-1] = min(start, found[-1][0]), found[-1][1]
-            elif start < end:
-                found.append((start, end))
-        return [each for each in reversed(found) if each[0] < each[1]]
+        found: list[tuple[int, int]] = []
+        before = -1 - _GAP
+        for start, end in labels.sources(body, JUNK, size, _GAP):
+            if start <= before + _GAP and found:
+                found[-1] = found[-1][0], end + shift
+            elif end + shift > 0:
+                found.append((start + shift, end + shift))
+            before = end
+        last = have - _ALWAYS
+        while found and found[-1][1] + _GAP >= last:
+            last = min(last, found.pop()[0])
+        found.append((last, have))
+        found[0] = max(0, found[0][0]), found[0][1]
+        return found if have else []
 
 
-def _stencils(blocks: Sequence[tuple[Block, Sections | None]], reps: Reps, tables: Tables) -> bytes:
-    parts, first = [synthetic.setting(reps)], True
+def _stencils(
+    blocks: Sequence[tuple[Block, Sections | None]], reps: Reps, tables: Tables
+) -> Iterator[bytes]:
+    yield synthetic.setting(reps)
+    first = True
     for block, taken_apart in blocks:
         if taken_apart is None:
-            parts.append(synthetic.blank(block.size))
+            yield synthetic.blank(block.size)
             continue
         sequences = taken_apart.sequences
         if first and taken_apart.amount:
             sequences, first = patch.with_tables(taken_apart, tables), False
-        parts.append(synthetic.stencil(taken_apart, sequences))
-    return b"".join(parts)
+        yield synthetic.stencil(taken_apart, sequences)
 
 
 def _refers(blocks: Sequence[tuple[Block, Sections | None]]) -> bool:
@@ -164,8 +171,9 @@ def _right(made: State, blocks: Sequence[Block], after: Sequence[Piece], size: i
         head = (int.from_bytes(block.head, "little") & ~1).to_bytes(3, "little")
         parts.append(splicer.feed(head + block.payload))
     parts.append(END)
-    dictionary = library().dictionary(made.dictionary())
     frame = b"".join(parts)
+    del parts  # as large again
+    dictionary = library().dictionary(made.dictionary())
     if size is None:
         output = library().stream(dictionary).decompress(frame)
     else:
@@ -182,35 +190,21 @@ def _right(made: State, blocks: Sequence[Block], after: Sequence[Piece], size: i
 
 def _cut(pieces: Sequence[Piece], ranges: Sequence[tuple[int, int]]) -> list[bytes]:
     """What `pieces` have in `ranges`, both ascending."""
+    if not ranges:
+        return []
     found, number = [], 0
+    at, data = pieces[0]
+    until = at + len(data)
     for start, end in ranges:
-        while start < end:
+        while end > until or start >= until:
+            if start < until:
+                found.append(data[start - at :])
+                start = until
+            if start >= end:
+                break
+            number += 1
             at, data = pieces[number]
-            if at + len(data) <= start:
-                number += 1
-                continue
-            part = data[start - at : end - at]
-            found.append(part)
-            start += len(part)
+            until = at + len(data)
+        else:
+            found.append(data[start - at : end - at])
     return found
-
-
-class History:
-    """The last output, and what of it points still need."""
-
-    def __init__(self) -> None:
-        self._pieces: deque[Piece] = deque()
-
-    def add(self, out: int, data: bytes) -> None:
-        """The next output."""
-        self._pieces.append((out, data))
-
-    def forget(self, before: int) -> None:
-        """What lies before that is needed no more."""
-        pieces = self._pieces
-        while pieces and pieces[0][0] + len(pieces[0][1]) <= before:
-            pieces.popleft()
-
-    def get(self, start: int, end: int) -> list[Piece]:
-        """The pieces that have something of [start, end)."""
-        return [(at, data) for at, data in self._pieces if at < end and start < at + len(data)]

@@ -26,7 +26,7 @@ VALUES: Final = bytes(max(0, DIGITS.find(byte)) for byte in range(256))
 _AT_ONCE = 1 << 18  # samples: a megabyte, which stays in the processor's cache
 
 Runs = tuple[Sequence[int], Sequence[int]]
-"""The first and the last number of each; digits in them are bytes."""
+"""The first and the last place of each."""
 
 
 @functools.cache
@@ -49,7 +49,7 @@ def put(samples: bytearray, plane: int, output: bytes, start: int, stride: int) 
 
 
 def runs(samples: bytearray, planes: int, size: int, apart: int) -> Runs:
-    """The numbers that `samples` have, blanks aside, of `planes` digits, for places below `size`.
+    """The places that `samples` name, blanks aside, of `planes` digits, all below `size`.
 
     A run ends where the next number is more than `apart` away, or a little less where a digit is
     carried; and where two are.
@@ -61,7 +61,8 @@ def runs(samples: bytearray, planes: int, size: int, apart: int) -> Runs:
 
 def place(number: int) -> int:
     """The place whose digits are the bytes of `number`."""
-    return sum(BASE**plane * (number >> 8 * plane & 255) for plane in range(4))
+    carried = (number >> 8) + BASE * (number >> 16) + BASE**2 * (number >> 24)
+    return number - carried
 
 
 def _blank(planes: int) -> int:
@@ -79,7 +80,7 @@ def _by_set(samples: bytearray, planes: int, apart: int) -> Runs:
     breaks = [at for at, by in enumerate(map(sub, found[1:], found)) if by > apart]
     firsts = [found[0], *(found[at + 1] for at in breaks)]
     lasts = [*(found[at] for at in breaks), found[-1]]
-    return firsts, lasts
+    return list(map(place, firsts)), list(map(place, lasts))
 
 
 def _marked(samples: bytearray, planes: int, size: int, apart: int) -> Runs:
@@ -90,11 +91,20 @@ def _marked(samples: bytearray, planes: int, size: int, apart: int) -> Runs:
     for at in range(0, len(numbers), _AT_ONCE):
         some = numbers[at : at + _AT_ONCE]
         marks[some[some != blank]] = True
-    raw = np.flatnonzero(marks).astype(np.uint32)
+    raw = np.flatnonzero(marks)
+    del marks  # it is as large as the window
+    raw = raw.astype(np.uint32)
     if not len(raw):
         return (), ()
     found = np.frombuffer(VALUES, np.uint8)[raw.view(np.uint8)].view(np.uint32)
     breaks = np.flatnonzero(np.diff(found) > apart)
-    firsts = [int(found[0]), *found[breaks + 1].tolist()]
-    lasts = [*found[breaks].tolist(), int(found[-1])]
-    return firsts, lasts
+    firsts = np.concatenate((found[:1], found[breaks + 1]))
+    lasts = np.concatenate((found[breaks], found[-1:]))
+    return _places(firsts), _places(lasts)
+
+
+def _places(numbers: Any) -> list[int]:
+    """As `place`, of an array."""
+    carried = (numbers >> 8) + BASE * (numbers >> 16) + BASE**2 * (numbers >> 24)
+    found: list[int] = (numbers - carried).tolist()
+    return found

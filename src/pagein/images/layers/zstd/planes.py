@@ -7,7 +7,7 @@ three windows of 8 MiB, which differ in nothing but their content (four if they 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from pagein.images.layers.zstd import labels, synthetic
@@ -44,7 +44,8 @@ class Planes:
         if not plane:
             digits = DIGITS * (last // BASE + 1 - first // BASE)
             return digits[start % BASE :][: end - start]
-        digits = b"".join(DIGITS[n % BASE : n % BASE + 1] * unit for n in range(first, last))
+        rows = [DIGITS[n % BASE : n % BASE + 1] * unit for n in range(first, last)[:BASE]]
+        digits = b"".join([rows[n % BASE] for n in range(last - first)])
         return digits[start - first * unit :][: end - start]
 
     def ask(self, bodies: Sequence[Body]) -> list[list[bytes]]:
@@ -64,14 +65,16 @@ class Planes:
             return -1
         return sum(VALUES[digit] * BASE**plane for plane, digit in enumerate(digits))
 
-    def sources(self, body: bytes, skip: int, size: int, gap: int) -> list[tuple[int, int]]:
+    def sources(
+        self, body: Iterable[bytes], skip: int, size: int, gap: int
+    ) -> list[tuple[int, int]]:
         """Which ranges of the window come out, sorted; those no further apart than `gap` are one.
 
         `body` gives `skip` bytes that do not count, and `size` others. No match is shorter than
         three bytes (RFC 8878 3.1.1.3.2.1.1). So one byte in three is looked at, and two more are
         taken on either side of where it comes from.
         """
-        frame = synthetic.header(self.size, skip + size) + body + END
+        frame = b"".join((synthetic.header(self.size, skip + size), *body, END))
         samples = bytearray(4 * -(-size // _STRIDE))
         for plane, dictionary in self._dictionaries():
             output = library().decode(frame, dictionary)
@@ -79,10 +82,13 @@ class Planes:
             del output  # it is as large as the window
         firsts, lasts = labels.runs(samples, self.count, self.size, gap + 2 * _STRIDE - 2)
         reach = _STRIDE - 1
-        return [
-            (max(0, labels.place(first) - reach), min(self.size, labels.place(last) + reach + 1))
-            for first, last in zip(firsts, lasts, strict=True)
+        found = [
+            (first - reach, last + reach + 1) for first, last in zip(firsts, lasts, strict=True)
         ]
+        if found:  # only at the edges they may be outside
+            found[0] = max(0, found[0][0]), found[0][1]
+            found[-1] = found[-1][0], min(self.size, found[-1][1])
+        return found
 
     def _dictionaries(self) -> Iterator[tuple[int, Any]]:
         for plane in range(self.count):

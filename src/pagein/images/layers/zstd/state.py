@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Sequence
+from operator import sub
 from typing import NamedTuple
 
 from pagein.images.layers.errors import LayerError
@@ -59,12 +60,8 @@ def pack(state: State) -> bytes:
     )
     splices = [_SPLICE.pack(each.at, each.delete, len(each.insert)) for each in state.splices]
     inserted = [each.insert for each in state.splices]
-    numbers = array("I")
-    end = 0
-    for start, stop in state.runs:
-        numbers.append(start - end)
-        end = stop
-    numbers.extend(stop - start for start, stop in state.runs)
+    starts, ends = [start for start, _ in state.runs], [end for _, end in state.runs]
+    numbers = array("I", [*map(sub, starts, [0, *ends]), *map(sub, ends, starts)])
     columns = numbers.tobytes()
     return b"".join([head, *splices, *inserted, *(columns[n::4] for n in range(4)), state.kept])
 
