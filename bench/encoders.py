@@ -249,7 +249,7 @@ def show(size: int, count: int, found: dict[str, Found]) -> None:
         ]
         for name, each in found.items()
     ]
-    columns = ["", "MB", "points", "index, %", "built, MB/CPU s", "reads/s", "MB fetched"]
+    columns = ["", "MB", "points", "index, %", "built, MB/CPU s", "reads/s", "MB came"]
     table(f"a tar of {size / MB:.0f} MB; {count} cold reads of 64 KiB, all right", columns, rows)
 
 
