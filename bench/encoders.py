@@ -8,8 +8,6 @@ counts, with nothing here. What is read is compared with the tar, byte by byte.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import multiprocessing
 import os
 import shutil
@@ -25,6 +23,7 @@ from pathlib import Path
 import zstandard
 from coldparts import Link, link_to, push, registry
 from common import MB, console, drop_caches, save, table, workspace
+from onelayer import TAG, layout_of
 
 from pagein.images.layers.build import IndexBuilder
 from pagein.images.layers.format import Layer
@@ -32,7 +31,6 @@ from pagein.images.layers.index import Index
 from pagein.testing.instance import Instance
 from seekable import make_places, make_tar, skopeo_zstd
 
-TAG = "1"
 Encode = Callable[[Path, Path], None]
 
 
@@ -93,39 +91,6 @@ def media_type(name: str) -> str:
     """That of a layer."""
     packed = "gzip" if name in ("gzip -6", "pigz") else "zstd"
     return f"application/vnd.oci.image.layer.v1.tar+{packed}"
-
-
-def layout_of(tar: Path, layer: Path, kind: str, layout: Path) -> Path:
-    """An OCI layout with an image of this layer, which is moved there."""
-    blobs = layout / "blobs/sha256"
-    blobs.mkdir(parents=True)
-
-    def named(path: Path) -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    def put(document: object) -> dict[str, object]:
-        data = json.dumps(document).encode()
-        name = hashlib.sha256(data).hexdigest()
-        (blobs / name).write_bytes(data)
-        return {"digest": f"sha256:{name}", "size": len(data)}
-
-    size, name = layer.stat().st_size, named(layer)
-    layer.rename(blobs / name)
-    rootfs = {"type": "layers", "diff_ids": [f"sha256:{named(tar)}"]}
-    config = put({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs})
-    image = "application/vnd.oci.image"
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": f"{image}.manifest.v1+json",
-        "config": {"mediaType": f"{image}.config.v1+json", **config},
-        "layers": [{"mediaType": kind, "digest": f"sha256:{name}", "size": size}],
-    }
-    entry = {"mediaType": f"{image}.manifest.v1+json", **put(manifest)}
-    entry["annotations"] = {"org.opencontainers.image.ref.name": TAG}
-    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    return blobs / name
 
 
 def build(path: str, kind: str) -> Built:

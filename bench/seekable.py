@@ -8,7 +8,6 @@ it, and reads: 64 KiB at random places, then all of it. Each measurement is a pr
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
 import shutil
@@ -22,6 +21,7 @@ from typing import Any
 
 from common import MB, Spread, console, save, table, workspace
 from index import SOURCES
+from onelayer import TAG, layout_of
 
 OURS = "pagein"
 SKOPEO = "skopeo zstd"
@@ -60,33 +60,12 @@ def make_places(tar: Path, count: int) -> list[tuple[int, int, str, int]]:
 def skopeo_zstd(tar: Path, out: Path) -> None:
     """The tar as skopeo compresses a layer: copied from an OCI layout that holds it."""
     layout, copied = out.with_suffix(".oci"), out.with_suffix(".dir")
-    blobs = layout / "blobs/sha256"
-    blobs.mkdir(parents=True)
-    with tar.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    shutil.copyfile(tar, blobs / digest)
-    diff = {"type": "layers", "diff_ids": [f"sha256:{digest}"]}
-
-    def put(document: dict[str, Any], kind: str) -> dict[str, Any]:
-        data = json.dumps(document).encode()
-        name = hashlib.sha256(data).hexdigest()
-        (blobs / name).write_bytes(data)
-        media_type = f"application/vnd.oci.image.{kind}.v1+json"
-        return {"mediaType": media_type, "digest": f"sha256:{name}", "size": len(data)}
-
-    config = put({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": diff}, "config")
-    layer = {
-        "mediaType": "application/vnd.oci.image.layer.v1.tar",
-        "digest": f"sha256:{digest}",
-        "size": tar.stat().st_size,
-    }
-    manifest = put({"schemaVersion": 2, "config": config, "layers": [layer]}, "manifest")
-    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    index = {"schemaVersion": 2, "manifests": [manifest]}
-    (layout / "index.json").write_text(json.dumps(index))
+    layer = out.with_suffix(".layer")
+    shutil.copyfile(tar, layer)
+    layout_of(tar, layer, "application/vnd.oci.image.layer.v1.tar", layout)
     squeeze = ["--dest-compress", "--dest-compress-format", "zstd"]
     command = ["skopeo", "--insecure-policy", "copy", "-q", *squeeze]
-    subprocess.run([*command, f"oci:{layout}", f"dir:{copied}"], check=True)
+    subprocess.run([*command, f"oci:{layout}:{TAG}", f"dir:{copied}"], check=True)
     found = json.loads((copied / "manifest.json").read_text())["layers"][0]["digest"]
     (copied / found.partition(":")[2]).rename(out)
     shutil.rmtree(layout)

@@ -12,7 +12,6 @@ the thread does all of it, under these conditions:
   has to be asked, is work for the loop. What is written goes to the disk, or the kernel half, that
   the next message comes from: if it hangs, there is none.
 * Nothing of the range is here or on its way (`Fill.take`), and no other process shares the cache.
-
 * It does not begin where the last one ended. Of a stream the loop fetches more than was asked for,
   and most of its READs never come. Around a random READ nothing is fetched here: what that hides is
   the time that an origin takes.
@@ -33,7 +32,6 @@ from pagein.daemon.objects import Blob, ObjectTable
 from pagein.protocol.messages import Read
 
 log = logging.getLogger("pagein.daemon")
-
 
 LITTLE: Final = 32 << 10
 """Bytes of the largest READ that others may wait behind."""

@@ -141,7 +141,7 @@ class LayerOrigin(Origin):
         low, after = index.point_out(first), index.point_out(last + 1)
         if first < 0:
             return Around(start, end)
-        if index.point_out(first + 1) - low > WHOLE:
+        if self._tar.large(first):
             return self._on_the_way(low, start, end, wanted[0])
         if after - low > WHOLE:
             return Around(start, end)

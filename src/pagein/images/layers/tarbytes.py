@@ -221,7 +221,7 @@ class TarBytes:
     def _missing(self, number: int, last: int, until: int) -> int | None:
         """The first span from `number` on that nobody fetches yet, if it is due."""
         ahead = 0
-        while number <= last and ahead < REQUEST and not self._large(number):
+        while number <= last and ahead < REQUEST and not self.large(number):
             if self._lacks(number, until):
                 return number
             ahead += self._spans[number].length  # received or not: it is memory
@@ -237,7 +237,8 @@ class TarBytes:
             return False
         return span.at < span.end and (until is None or span.out + span.reach < until)
 
-    def _large(self, number: int) -> bool:
+    def large(self, number: int) -> bool:
+        """Whether a span is not decoded whole, but by cursors."""
         return self._index.point_out(number + 1) - self._index.point_out(number) > WHOLE
 
     def _transfer(
@@ -306,7 +307,7 @@ class TarBytes:
         """Spans from `first` on, for one request."""
         places = [self._place(first)]
         last = min(last, self._index.points - 1)
-        while places[-1].number < last and not self._large(places[-1].number + 1):
+        while places[-1].number < last and not self.large(places[-1].number + 1):
             place = self._place(places[-1].number + 1)
             if place.end - places[0].start > REQUEST:
                 break
